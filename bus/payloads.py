@@ -1,0 +1,156 @@
+"""Writing and reading payloads: chunks in a partition, named by their digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from refold.bus.contract import Bus, Consumer, Delivery, Place, Producer, Record, partition_for
+from refold.bus.topics import chunk_headers
+from refold.schemas.errors import IntegrityError
+from refold.schemas.payload import INLINE_BYTES, Payload, PlaceHint, chunk_digest, describe, payload_root
+
+SLACK_RECORDS = 64
+"""How many records past the hint a reader looks at before it builds an index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A payload whose chunks were sent; `placed` is right once the producer was flushed."""
+
+    payload: Payload
+    partition: int
+    deliveries: tuple[Delivery, ...]
+
+    def placed(self) -> Payload:
+        """Return the payload with the hint of where its chunks lie. Call after the producer's `flush`."""
+        if self.payload.inline is not None or not self.deliveries:
+            return self.payload
+        offsets = [delivery.result(0.0) for delivery in self.deliveries]
+        return self.payload.at(PlaceHint(self.partition, min(offsets), max(offsets)))
+
+
+def send_payload(
+    producer: Producer, topic: str, partitions: int, chunks: Iterable[bytes], *, key: bytes, inline_bytes: int = INLINE_BYTES
+) -> Sent:
+    """Send chunks, all to the key's partition, unless the payload is small enough to travel inline.
+
+    Chunks are sent as they are produced; only their digests are kept. A single small chunk is not sent.
+    """
+    stream = iter(chunks)
+    first = next(stream, b"")
+    second = next(stream, None)
+    if second is None and len(first) <= inline_bytes:
+        return Sent(describe([first], inline_bytes=inline_bytes), 0, ())
+    partition = partition_for(key, partitions)
+    digests, lengths, deliveries = [], [], []
+    for chunk in _chain(first, second, stream):
+        digests.append(chunk_digest(chunk))
+        lengths.append(len(chunk))
+        deliveries.append(producer.send(topic, chunk, key=key, partition=partition, headers=chunk_headers()))
+    payload = Payload(payload_root(digests, lengths), tuple(digests), tuple(lengths), None, None)
+    return Sent(payload, partition, tuple(deliveries))
+
+
+def _chain(first: bytes, second: bytes | None, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    if second is not None:
+        yield second
+    yield from rest
+
+
+class PayloadReader:
+    """Reads payloads of one topic by digest; the hint is tried first, an index of the topic second.
+
+    Not thread-safe. Holds one consumer, and at most its bytes in flight.
+    """
+
+    def __init__(self, bus: Bus, topic: str, *, max_in_flight_bytes: int = 8 << 20) -> None:
+        self._bus = bus
+        self.topic = topic
+        self._consumer: Consumer = bus.consumer(max_in_flight_bytes=max_in_flight_bytes)
+        self._assigned: Place | None = None
+        self._index: dict[bytes, tuple[Place, int]] = {}
+        self._indexed_to: dict[Place, int] = {}
+
+    def read(self, payload: Payload) -> Iterator[bytes]:
+        """Yield the payload's chunks in order, each checked against its digest.
+
+        Raises
+        ------
+        IntegrityError
+            A chunk is not in the topic, or no longer what its digest says.
+        """
+        if payload.inline is not None:
+            yield payload.inline
+            return
+        wanted = list(zip(payload.chunks, payload.lengths, strict=True))
+        taken = 0
+        if payload.hint is not None:
+            for chunk in self._read_hinted(payload, payload.hint):
+                yield chunk
+                taken += 1
+        for digest, _ in wanted[taken:]:
+            yield self._read_indexed(digest)
+
+    def read_bytes(self, payload: Payload) -> bytes:
+        """Return the payload's bytes joined."""
+        return b"".join(self.read(payload))
+
+    def _read_hinted(self, payload: Payload, hint: PlaceHint) -> Iterator[bytes]:
+        """Yield chunks from the hinted range on, until one is missing there."""
+        place = Place(self.topic, hint.partition)
+        if hint.partition >= self._bus.topics()[self.topic].partitions:
+            return
+        wanted = list(zip(payload.chunks, payload.lengths, strict=True))
+        at = 0
+        for record in self._records(place, hint.first_offset, hint.last_offset + SLACK_RECORDS):
+            value = record.value
+            if value is not None and len(value) == wanted[at][1] and chunk_digest(value) == wanted[at][0]:
+                yield value
+                at += 1
+                if at == len(wanted):
+                    return
+
+    def _records(self, place: Place, first: int, last: int) -> Iterator[Record]:
+        """Yield the records of a range of offsets."""
+        if self._assigned != place:
+            self._consumer.assign([place])
+            self._assigned = place
+        end = min(self._bus.end_offset(place), last + 1)
+        self._consumer.seek(place, first)
+        while self._consumer.position(place) < end:
+            for record in self._consumer.poll(1.0, max_records=max(1, min(500, end - first))):
+                if record.offset >= end:
+                    return
+                yield record
+
+    def _read_indexed(self, digest: bytes) -> bytes:
+        """Return a chunk found by its digest anywhere in the topic, indexing what is not indexed yet."""
+        if digest not in self._index:
+            for partition in range(self._bus.topics()[self.topic].partitions):
+                self._extend_index(Place(self.topic, partition))
+        if digest in self._index:
+            place, offset = self._index[digest]
+            for record in self._records(place, offset, offset):
+                if record.value is not None and chunk_digest(record.value) == digest:
+                    return record.value
+        raise IntegrityError(
+            f"chunk {digest.hex()[:16]} is not in the topic",
+            topic=self.topic,
+            hint="it was pruned, lost or changed; `refold verify` says what can still be derived",
+        )
+
+    def _extend_index(self, place: Place) -> None:
+        start = self._indexed_to.get(place, 0)
+        end = self._bus.end_offset(place)
+        for record in self._records(place, start, end):
+            if record.value is not None:
+                self._index[chunk_digest(record.value)] = (place, record.offset)
+        self._indexed_to[place] = end
+
+    def close(self) -> None:
+        """Let go of the consumer."""
+        self._consumer.close()
+
+

@@ -1,0 +1,1 @@
+"""Refold: event-sourced federated learning."""

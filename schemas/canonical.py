@@ -1,0 +1,328 @@
+"""Canonical msgpack: one value, one sequence of bytes.
+
+A record is the array ``[number, version, field, field, …]``; a record inside another is the array of its fields alone, governed by
+the outer version. Only nil, bool, int, float64, str, bin and array occur; maps and extensions are refused. Decoding re-encodes
+what it read and compares, so that no two byte strings mean the same record and a digest of the bytes is a digest of the record.
+
+Bounds: `MAX_RECORD_BYTES` a record, `MAX_ITEMS` an array, so decoding takes at most about 64 times the record's size in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, cast
+
+import msgpack
+
+from refold.schemas.errors import InvalidRecord
+
+MAX_RECORD_BYTES = 1_000_000
+MAX_ITEMS = 1 << 16
+
+T = TypeVar("T")
+Fields = tuple[Any, ...]
+Convert = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Bounds of a value: an int's own, else a length (characters, bytes, items)."""
+
+    low: int
+    high: int
+
+
+Uint = Annotated[int, Within(0, 2**63 - 1)]
+Int = Annotated[int, Within(-(2**63), 2**63 - 1)]
+Small = Annotated[int, Within(-128, 127)]
+Name = Annotated[str, Within(1, 200)]
+Text = Annotated[str, Within(0, 4000)]
+Digest = Annotated[bytes, Within(32, 32)]
+Blob = Annotated[bytes, Within(0, MAX_RECORD_BYTES)]
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one record class is written."""
+
+    number: int
+    version: int
+    record: type
+    to_wire: Convert
+    from_wire: Convert
+    upcasts: dict[int, Callable[[Fields], Fields]]
+
+
+_by_number: dict[int, _Kind] = {}
+_by_type: dict[type, _Kind] = {}
+
+
+def record(
+    number: int, *, version: int = 1, upcasts: dict[int, Callable[[Fields], Fields]] | None = None
+) -> Callable[[type[T]], type[T]]:
+    """Give a frozen dataclass its place on the wire.
+
+    Parameters
+    ----------
+    number
+        The type's number, for ever.
+    version
+        The version written. A reader takes every version from 1 to this one.
+    upcasts
+        For each older version, a function from its fields to those of the next.
+    """
+
+    def register(cls: type[T]) -> type[T]:
+        if number in _by_number:
+            raise TypeError(f"record number {number} is taken by {_by_number[number].record.__name__}")
+        steps = upcasts or {}
+        if sorted(steps) != list(range(1, version)):
+            raise TypeError(f"{cls.__name__} version {version} needs an upcast from each version before it")
+        to_wire, from_wire = _dataclass_converters(cls)
+        kind = _Kind(number, version, cls, to_wire, from_wire, steps)
+        _by_number[number] = kind
+        _by_type[cls] = kind
+        return cls
+
+    return register
+
+
+def number_of(cls: type) -> int:
+    """Return the number of a record type."""
+    return _by_type[cls].number
+
+
+def version_of(cls: type) -> int:
+    """Return the version of a record type that is written today."""
+    return _by_type[cls].version
+
+
+def encode(value: object) -> bytes:
+    """Return the record's canonical bytes.
+
+    Raises
+    ------
+    InvalidRecord
+        A field is outside its bounds (``form``), or the bytes exceed `MAX_RECORD_BYTES` (``too-large``).
+    """
+    kind = _by_type[type(value)]
+    data = _pack((kind.number, kind.version, *kind.to_wire(value)))
+    if len(data) > MAX_RECORD_BYTES:
+        raise InvalidRecord("too-large", f"a {kind.record.__name__} of {len(data):,} bytes exceeds {MAX_RECORD_BYTES:,}")
+    return data
+
+
+def decode(data: bytes | memoryview, *expected: type[T]) -> T:
+    """Return the record that these bytes are; one of the `expected` types, or any if none are named.
+
+    Raises
+    ------
+    InvalidRecord
+        The bytes are not a canonical record of an expected type. Reasons: ``too-large``, ``form``, ``not-canonical``,
+        ``unknown-type``, ``unknown-version``.
+    """
+    number, version, *fields = _unpack_record(data)
+    kind = _by_number.get(number)
+    if kind is None or (expected and kind.record not in expected):
+        raise InvalidRecord("unknown-type", f"record number {number} is not expected here")
+    if not 1 <= version <= kind.version:
+        raise InvalidRecord("unknown-version", f"{kind.record.__name__} version {version} is newer than {kind.version}")
+    values: Fields = tuple(fields)
+    try:
+        for older in range(version, kind.version):
+            values = kind.upcasts[older](values)
+        return cast(T, kind.from_wire(values))
+    except InvalidRecord:
+        raise
+    except (TypeError, ValueError, OverflowError, KeyError, IndexError) as error:
+        raise InvalidRecord("form", f"not a {kind.record.__name__}: {error}") from error
+
+
+def record_type(data: bytes | memoryview) -> type:
+    """Return the class of an encoded record, having checked its outer form only.
+
+    Raises
+    ------
+    InvalidRecord
+        As `decode`.
+    """
+    number = _unpack_record(data)[0]
+    if number not in _by_number:
+        raise InvalidRecord("unknown-type", f"record number {number} is not known")
+    return _by_number[number].record
+
+
+def _unpack_record(data: bytes | memoryview) -> Fields:
+    if len(data) > MAX_RECORD_BYTES:
+        raise InvalidRecord("too-large", f"{len(data):,} bytes exceed {MAX_RECORD_BYTES:,}")
+    try:
+        value = msgpack.unpackb(
+            data, use_list=False, raw=False, max_array_len=MAX_ITEMS, max_map_len=0, max_ext_len=0, strict_map_key=True
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise InvalidRecord("form", f"not msgpack within bounds: {type(error).__name__}") from error
+    well_formed = type(value) is tuple and len(value) >= 2 and type(value[0]) is int and type(value[1]) is int
+    if not well_formed:
+        raise InvalidRecord("form", "not an array that begins with a type's number and version")
+    try:
+        canonical = _pack(value) == data
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise InvalidRecord("form", f"cannot be written again: {type(error).__name__}") from error
+    if not canonical:
+        raise InvalidRecord("not-canonical", "the same value has shorter or other bytes")
+    return cast(Fields, value)
+
+
+def _pack(value: object) -> bytes:
+    return cast(bytes, msgpack.packb(value, use_bin_type=True, use_single_float=False))
+
+
+def _dataclass_converters(cls: type) -> tuple[Convert, Convert]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = [field.name for field in dataclasses.fields(cls)]
+    pairs = [_converters(hints[name]) for name in names]
+    writers = [(name, pair[0]) for name, pair in zip(names, pairs, strict=True)]
+    readers = [(name, pair[1]) for name, pair in zip(names, pairs, strict=True)]
+
+    def to_wire(value: Any) -> Fields:
+        return tuple(_named(name, write, getattr(value, name)) for name, write in writers)
+
+    def from_wire(fields: Any) -> Any:
+        if type(fields) is not tuple or len(fields) != len(readers):
+            raise ValueError(f"{cls.__name__} has {len(readers)} fields")
+        return cls(*(_named(name, read, item) for (name, read), item in zip(readers, fields, strict=True)))
+
+    return to_wire, from_wire
+
+
+def _named(name: str, convert: Convert, value: Any) -> Any:
+    try:
+        return convert(value)
+    except InvalidRecord:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InvalidRecord("form", f"{name}: {error}") from error
+
+
+def _converters(hint: Any) -> tuple[Convert, Convert]:
+    """Return (to wire, from wire) for a type."""
+    bounds = None
+    if typing.get_origin(hint) is Annotated:
+        bounds = next((item for item in hint.__metadata__ if isinstance(item, Within)), None)
+        hint = hint.__origin__
+    if hint == Scalar:
+        return _scalar, _scalar
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType or origin is typing.Union:
+        return _optional(hint, bounds)
+    if origin is tuple:
+        return _tuple(hint, bounds)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_converters(cast(type, hint))
+    check = _checker(hint, bounds)
+    return check, check
+
+
+def _optional(hint: Any, bounds: Within | None) -> tuple[Convert, Convert]:
+    inner = [item for item in typing.get_args(hint) if item is not type(None)]
+    if len(inner) != 1:
+        raise TypeError(f"only X | None can be written, not {hint}")
+    annotated = Annotated[inner[0], bounds] if bounds else inner[0]
+    write, read = _converters(annotated)
+    return (lambda v: None if v is None else write(v)), (lambda v: None if v is None else read(v))
+
+
+def _tuple(hint: Any, bounds: Within | None) -> tuple[Convert, Convert]:
+    items = typing.get_args(hint)
+    if len(items) == 2 and items[1] is Ellipsis:
+        write, read = _converters(items[0])
+        most = bounds.high if bounds else MAX_ITEMS
+        return _each(write, most), _each(read, most)
+    pairs = [_converters(item) for item in items]
+    return _fixed([pair[0] for pair in pairs]), _fixed([pair[1] for pair in pairs])
+
+
+def _each(convert: Convert, most: int) -> Convert:
+    def run(values: Any) -> Fields:
+        if type(values) is not tuple:
+            raise TypeError(f"expected a tuple, not {type(values).__name__}")
+        if len(values) > most:
+            raise ValueError(f"{len(values)} items exceed {most}")
+        return tuple(convert(value) for value in values)
+
+    return run
+
+
+def _fixed(converters: list[Convert]) -> Convert:
+    def run(values: Any) -> Fields:
+        if type(values) is not tuple or len(values) != len(converters):
+            raise TypeError(f"expected a tuple of {len(converters)}")
+        return tuple(convert(value) for convert, value in zip(converters, values, strict=True))
+
+    return run
+
+
+def _checker(hint: Any, bounds: Within | None) -> Convert:
+    if hint is int:
+        return lambda v: _bounded_int(v, bounds or Within(-(2**63), 2**63 - 1))
+    if hint is float:
+        return _finite
+    if hint is bool:
+        return lambda v: _exactly(v, bool)
+    if hint is str:
+        return lambda v: _clean_text(v, bounds or Within(0, 4000))
+    if hint is bytes:
+        return lambda v: _sized(_exactly(v, bytes), bounds or Within(0, MAX_RECORD_BYTES))
+    raise TypeError(f"no wire form for {hint}")
+
+
+def _exactly(value: Any, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, not {type(value).__name__}")
+    return cast(T, value)
+
+
+def _bounded_int(value: Any, bounds: Within) -> int:
+    number = _exactly(value, int)
+    if not bounds.low <= number <= bounds.high:
+        raise ValueError(f"{number} is outside {bounds.low} … {bounds.high}")
+    return number
+
+
+def _finite(value: Any) -> float:
+    number = _exactly(value, float)
+    if not math.isfinite(number):
+        raise ValueError("not a finite number")
+    return number
+
+
+def _sized(value: Any, bounds: Within) -> Any:
+    if not bounds.low <= len(value) <= bounds.high:
+        raise ValueError(f"length {len(value)} is outside {bounds.low} … {bounds.high}")
+    return value
+
+
+def _clean_text(value: Any, bounds: Within) -> str:
+    """Refuse control characters, so that no name can forge a line of a log or move a terminal's cursor."""
+    text = _exactly(value, str)
+    _sized(text, bounds)
+    if text and not text.isprintable():
+        raise ValueError("holds characters that do not print")
+    return text
+
+
+def _scalar(value: Any) -> Any:
+    kind = type(value)
+    if kind is bool:
+        return value
+    if kind is int:
+        return _bounded_int(value, Within(-(2**63), 2**63 - 1))
+    if kind is float:
+        return _finite(value)
+    return _clean_text(value, Within(0, 4000))

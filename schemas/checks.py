@@ -1,0 +1,110 @@
+"""What the groups tell one another, and what operators command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from refold.schemas.canonical import Blob, Digest, Name, Text, Uint, Within, record
+from refold.schemas.events import PublicKey, Reason
+from refold.schemas.payload import Payload
+from refold.schemas.updates import KeyId, Signature
+
+NO_OFFSET = -1
+
+
+@record(70)
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """Consistency is about to decode this update; without a `Checked` after it, the attempt ended in a crash."""
+
+    partition: Uint
+    offset: Uint
+    member: Name
+
+
+@record(71)
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Facts and features of one update, or the fault found.
+
+    Parameters
+    ----------
+    previous
+        Offset of the manifest before this one in its partition, or -1 where the reader began here: a gap shows by it.
+    first_chunk
+        Lowest offset of its chunks, or its own.
+    manifest
+        The `ClientUpdate` as it came; empty where it is not one. Then `record_digest` says which bytes it was.
+    fault, detail
+        A reason code, or "" where nothing is wrong.
+    features
+        Packed features of a sound training update.
+    """
+
+    partition: Uint
+    offset: Uint
+    previous: Annotated[int, Within(NO_OFFSET, 2**63 - 1)]
+    first_chunk: Uint
+    record_digest: Digest
+    manifest: Blob
+    fault: Annotated[str, Within(0, 64)]
+    detail: Text
+    features: Payload | None
+    member: Name
+
+
+@record(72)
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Why a record lies in `quarantine`; its original bytes follow under the same key."""
+
+    partition: Uint
+    offset: Uint
+    client: Annotated[str, Within(0, 200)]
+    reasons: tuple[Reason, ...]
+    detail: Text
+    record: Blob
+    payload: Payload | None
+
+
+@record(73)
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that a person should know."""
+
+    subject: Name
+    severity: Annotated[str, Within(1, 16)]
+    what: Text
+    advice: Text
+    round: Uint
+    time_ms: Uint
+
+
+@record(80)
+@dataclass(frozen=True, slots=True)
+class EnrolClient:
+    """Let this key speak for this client."""
+
+    client: Name
+    public_key: PublicKey
+
+
+@record(81)
+@dataclass(frozen=True, slots=True)
+class EndFederation:
+    """End the federation after the round that is open."""
+
+    reason: Text
+
+
+@record(82)
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An operator's command: an encoded body and the operator's signature over federation, id and body."""
+
+    federation: Name
+    command_id: Annotated[bytes, Within(16, 16)]
+    body: Blob
+    key_id: KeyId
+    signature: Signature

@@ -1,0 +1,275 @@
+"""The events of `accepted` and `rounds`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, record
+from refold.schemas.model import ModelSchema
+from refold.schemas.payload import Payload
+from refold.schemas.plans import PlanPolicy, RoundPlan, Settings
+from refold.schemas.updates import KeyId, Metrics, Nonce
+
+Reason = Annotated[str, Within(1, 64)]
+PublicKey = Annotated[bytes, Within(32, 32)]
+Parameters = Annotated[tuple[tuple[Name, float], ...], Within(0, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one detector said of one update; above `threshold` it found it anomalous."""
+
+    detector: Name
+    version: Uint
+    value: float
+    threshold: float
+    evidence: Text
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """When snapshots are taken and how many are kept, the initial state besides."""
+
+    every_rounds: Annotated[int, Within(1, 1 << 31)]
+    keep_last: Annotated[int, Within(1, 1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class Defence:
+    """What detection does: ``all``, ``consistency`` (integrity checks alone) or ``none``, and its false-alarm setting."""
+
+    mode: Annotated[str, Within(1, 16)]
+    settings: Settings
+
+
+@record(40)
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """The first event of `accepted`: all that decides what the log means.
+
+    Parameters
+    ----------
+    initial
+        The initial state, raw, in `deltas`.
+    optimizer
+        The server optimizer's name and its settings.
+    secret_digest
+        BLAKE3 of the server's secret seed, which decides sketches and hidden coordinates.
+    """
+
+    federation: Name
+    schema: ModelSchema
+    initial: Payload
+    parameters_digest: Digest
+    state_digest: Digest
+    policy: PlanPolicy
+    first_plan: RoundPlan
+    optimizer: Name
+    optimizer_settings: Parameters
+    snapshots: SnapshotPolicy
+    defence: Defence
+    operator_keys: Annotated[tuple[PublicKey, ...], Within(1, 64)]
+    secret_digest: Digest
+    time_ms: Uint
+
+
+@record(41)
+@dataclass(frozen=True, slots=True)
+class ClientEnrolled:
+    """From here on this key speaks for this client."""
+
+    client: Name
+    public_key: PublicKey
+    command_id: Annotated[bytes, Within(16, 16)]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an update lay, and which one it is."""
+
+    partition: Uint
+    offset: Uint
+    digest: Digest
+    client: Name
+    key_id: KeyId
+    session_index: Uint
+    session_nonce: Nonce
+    sequence: Uint
+    kind: Annotated[str, Within(1, 16)]
+    base_round: Uint
+
+
+@record(42)
+@dataclass(frozen=True, slots=True)
+class UpdateAccepted:
+    """A verdict: kept, for ever.
+
+    Parameters
+    ----------
+    weight
+        Integer weight before `RoundClosed` scales it: examples × staleness discount, capped.
+    payload
+        The client's own bytes, unchanged, in `deltas`; None for evaluations.
+    features
+        What detection judged by, packed.
+    """
+
+    origin: Origin
+    weight: Uint
+    num_examples: Uint
+    metrics: Metrics
+    codec: Annotated[str, Within(1, 16)]
+    exponents: tuple[Small, ...]
+    payload: Payload | None
+    features: Payload | None
+    scores: tuple[Score, ...]
+
+
+@record(43)
+@dataclass(frozen=True, slots=True)
+class UpdateRejected:
+    """A verdict: quarantined, with its reasons. Equal ones in a row are one event with a `count`.
+
+    Parameters
+    ----------
+    last_offset, count
+        The last manifest of the row, and how many there are; `origin.offset` is the first.
+    """
+
+    origin: Origin
+    last_offset: Uint
+    count: Uint
+    reasons: Annotated[tuple[Reason, ...], Within(1, 16)]
+    detail: Text
+    features: Payload | None
+    scores: tuple[Score, ...]
+
+
+@record(44)
+@dataclass(frozen=True, slots=True)
+class Unattributed:
+    """Records of `updates` that nobody can be held to: not decodable, not enrolled, not signed by the key they name.
+
+    Parameters
+    ----------
+    digest
+        BLAKE3 over the records' own BLAKE3 digests in order.
+    """
+
+    partition: Uint
+    first_offset: Uint
+    last_offset: Uint
+    count: Uint
+    digest: Digest
+    reason: Reason
+    detail: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An accepted update in a round; weight 0 is kept but not applied."""
+
+    digest: Digest
+    client: Name
+    weight: Uint
+
+
+@record(45)
+@dataclass(frozen=True, slots=True)
+class RoundClosed:
+    """The cohort of a round, and the next round's plan."""
+
+    round: Uint
+    parent: Uint
+    members: tuple[Member, ...]
+    rule: Annotated[str, Within(1, 32)]
+    optimizer: Name
+    optimizer_settings: Parameters
+    closed_by: Annotated[str, Within(1, 32)]
+    next_plan: RoundPlan
+
+
+@record(46)
+@dataclass(frozen=True, slots=True)
+class FederationEnded:
+    """Nothing is accepted after this."""
+
+    round: Uint
+    reason: Text
+
+
+@record(50)
+@dataclass(frozen=True, slots=True)
+class FederationOpened:
+    """The first event of `rounds`: what a client needs to take part."""
+
+    federation: Name
+    schema: ModelSchema
+    parameters_digest: Digest
+    state_digest: Digest
+    optimizer: Name
+    first_plan: RoundPlan
+
+
+@record(51)
+@dataclass(frozen=True, slots=True)
+class RoundCommitted:
+    """A round is made.
+
+    Parameters
+    ----------
+    outcome
+        ``applied``, or ``void`` with a `reason`: then the state is the parent's.
+    step, step_exponents
+        The integer change of the parameters in `steps`, and its exponent j for each tensor; None where void.
+    slots_step, slot_exponents
+        The change of the optimizer's slots, and for each slot its name and the exponent E of each tensor.
+    """
+
+    round: Uint
+    parent: Uint
+    outcome: Annotated[str, Within(1, 8)]
+    reason: Text
+    members: tuple[Member, ...]
+    step: Payload | None
+    step_exponents: tuple[Small, ...]
+    slots_step: Payload | None
+    slot_exponents: tuple[tuple[Name, tuple[Small, ...]], ...]
+    parameters_digest: Digest
+    state_digest: Digest
+    next_plan: RoundPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of an update, as its client is told: the reason's class only, so that nobody learns how to evade."""
+
+    client: Name
+    digest: Digest
+    outcome: Annotated[str, Within(1, 16)]
+
+
+@record(52)
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """Receipts of verdicts; the commit's position says up to which."""
+
+    receipts: tuple[Receipt, ...]
+
+
+@record(60)
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """The full state at a round. Written last: a snapshot without its manifest is none."""
+
+    round: Uint
+    attempt: Annotated[bytes, Within(8, 8)]
+    parameters_digest: Digest
+    state_digest: Digest
+    parameters: Payload
+    slots: Payload | None
+    slot_exponents: tuple[tuple[Name, tuple[Small, ...]], ...]
+    rounds_index: Uint
+    rounds_hash: Digest
+    time_ms: Uint

@@ -1,0 +1,128 @@
+"""Ed25519 keys: clients sign updates, operators sign commands.
+
+Source: RFC 8032, as implemented by the `cryptography` package (OpenSSL), which refuses malleable signatures.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import blake3
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from refold.schemas.errors import ConfigurationError, NotFoundError
+
+UPDATE_TAG = b"refold 2026 client update\0"
+COMMAND_TAG = b"refold 2026 command\0"
+
+
+class SigningKey:
+    """A private key. `public` is its 32-byte public half, `key_id` 8 bytes that name it."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self.public = private.public_key().public_bytes_raw()
+        self.key_id = key_id(self.public)
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        """Make a new key."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SigningKey:
+        """Read a PEM file (PKCS #8, unencrypted).
+
+        Raises
+        ------
+        NotFoundError
+            There is no such file.
+        ConfigurationError
+            It is not an Ed25519 private key.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFoundError("no key file", path=path, hint="make one with `refold enroll CLIENT --new-key FILE`") from error
+        try:
+            key = serialization.load_pem_private_key(data, password=None)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError("not a private key in PEM form", path=path) from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigurationError("not an Ed25519 key", path=path)
+        return cls(key)
+
+    @classmethod
+    def load_or_create(cls, path: str | Path) -> SigningKey:
+        """Read the key, or make one with file mode 0600 where there is none."""
+        try:
+            return cls.load(path)
+        except NotFoundError:
+            key = cls.generate()
+            key.save(path)
+            return key
+
+    def save(self, path: str | Path) -> None:
+        """Write the key as PEM, readable by its owner only; an existing file is never overwritten."""
+        pem = self._private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def sign(self, tag: bytes, message: bytes) -> bytes:
+        """Sign the tagged message; 64 bytes."""
+        return self._private.sign(tag + message)
+
+
+def verify(public: bytes, tag: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether the signature is this key's over the tagged message."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, tag + message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def key_id(public: bytes) -> bytes:
+    """Return the 8 bytes that name a public key."""
+    return blake3.blake3(public, derive_key_context="refold 2026 key id").digest()[:8]
+
+
+def load_public(path: str | Path) -> bytes:
+    """Read a public key: PEM (public or private), 64 hexadecimal digits, or 32 raw bytes.
+
+    Raises
+    ------
+    NotFoundError, ConfigurationError
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError("no key file", path=path) from error
+    if b"PRIVATE KEY" in data:
+        return SigningKey.load(path).public
+    try:
+        if b"PUBLIC KEY" in data:
+            key = serialization.load_pem_public_key(data)
+            if isinstance(key, Ed25519PublicKey):
+                return key.public_bytes_raw()
+        raw = data if len(data) == 32 else bytes.fromhex(data.decode("ascii").strip())
+    except ValueError as error:
+        raise ConfigurationError("not a public key", path=path, hint="PEM, 64 hexadecimal digits or 32 bytes") from error
+    if len(raw) != 32:
+        raise ConfigurationError("not an Ed25519 public key of 32 bytes", path=path)
+    return raw
+
+
+def public_pem(public: bytes) -> bytes:
+    """Return a public key as PEM."""
+    key = Ed25519PublicKey.from_public_bytes(public)
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -1,0 +1,111 @@
+"""What clients write: updates and heartbeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import blake3
+
+from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, encode, record
+from refold.schemas.payload import Payload
+from refold.schemas.plans import Settings
+
+TRAIN, EVALUATE, DECLINE = "train", "evaluate", "decline"
+KINDS = (TRAIN, EVALUATE, DECLINE)
+CODECS = ("grid", "exact", "float32")
+
+Metrics = Annotated[tuple[tuple[Name, float], ...], Within(0, 256)]
+Nonce = Annotated[bytes, Within(8, 8)]
+KeyId = Annotated[bytes, Within(8, 8)]
+Signature = Annotated[bytes, Within(64, 64)]
+
+
+@record(20)
+@dataclass(frozen=True, slots=True)
+class UpdateBody:
+    """All that a client says and signs in one update.
+
+    Parameters
+    ----------
+    session_index, session_nonce
+        The session: index of the last `rounds` commit seen when it was opened, and a random number. Later sessions are higher.
+    sequence
+        Grows by one with every update of the session, from 0.
+    kind
+        ``train`` carries a delta, ``evaluate`` metrics of the base round, ``decline`` a reason for having nothing.
+    base_round, base_digest
+        The round trained from, and the digest of its parameters.
+    exponents
+        The grid's k for each tensor.
+    raw_bytes
+        Length of the payload once decoded.
+    client_time_ms
+        The client's wall clock; decides nothing.
+    """
+
+    federation: Name
+    client: Name
+    key_id: KeyId
+    session_index: Uint
+    session_nonce: Nonce
+    sequence: Uint
+    kind: Annotated[str, Within(1, 16)]
+    base_round: Uint
+    base_digest: Digest
+    schema_digest: Digest
+    codec: Annotated[str, Within(1, 16)]
+    exponents: tuple[Small, ...]
+    num_examples: Uint
+    metrics: Metrics
+    payload: Payload | None
+    raw_bytes: Uint
+    note: Text
+    client_time_ms: Uint
+
+    @property
+    def session(self) -> tuple[int, bytes]:
+        """The session as a value that sorts."""
+        return (self.session_index, self.session_nonce)
+
+    @property
+    def round(self) -> int:
+        """The round this update helps to make."""
+        return self.base_round + 1
+
+
+@record(21)
+@dataclass(frozen=True, slots=True)
+class ClientUpdate:
+    """The manifest that commits an update's chunks: a body and its Ed25519 signature."""
+
+    body: UpdateBody
+    signature: Signature
+
+    @property
+    def digest(self) -> bytes:
+        """The update's identity: BLAKE3 of the body's canonical bytes; also what is signed."""
+        return update_digest(self.body)
+
+
+def update_digest(body: UpdateBody) -> bytes:
+    """BLAKE3 of the body's canonical bytes, 32 bytes."""
+    return blake3.blake3(encode(body), derive_key_context="refold 2026 client update").digest()
+
+
+@record(22)
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A client is alive: which session, what it does, which round it holds. Unsigned; decides only whom a round waits for."""
+
+    federation: Name
+    client: Name
+    session_index: Uint
+    session_nonce: Nonce
+    beat: Uint
+    interval_ms: Annotated[int, Within(1, 86_400_000)]
+    activity: Annotated[str, Within(0, 64)]
+    round: Uint
+    parameters_digest: Digest
+    properties: Settings
+    client_time_ms: Uint

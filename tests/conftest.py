@@ -1,0 +1,95 @@
+"""What all tests share: one seed, hypothesis profiles, and a last line that says what was left out."""
+
+import importlib.util
+import os
+import random
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+TORCH_IS_INSTALLED = importlib.util.find_spec("torch") is not None
+LEFT_OUT_IS_A_FAILURE = {"torch": "REFOLD_WITH_TORCH", "kafka": "REFOLD_REQUIRE_KAFKA"}
+
+# No deadline: a test that is slow once, on a busy machine, has found nothing.
+settings.register_profile("default", deadline=None, max_examples=40, print_blob=True)
+settings.register_profile(
+    "ci",
+    deadline=None,
+    max_examples=200,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
+settings.load_profile(PROFILE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="seed of every random choice in the tests (default: a new one; 0 in profile ci)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = 0 if PROFILE == "ci" else random.SystemRandom().randrange(2**32)
+    # Hypothesis' plugin reads its own option after this, so that one number repeats a whole run.
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(config.option.seed)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    seed = config.option.seed
+    return f"seed: {seed} (repeat with --seed {seed}), hypothesis profile: {PROFILE}"
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    """Return the run's seed, as printed in the header."""
+    return int(pytestconfig.option.seed)
+
+
+@pytest.fixture
+def rng(seed: int, request: pytest.FixtureRequest) -> np.random.Generator:
+    """Return random numbers of this test's own: the same whatever other tests run before it."""
+    return np.random.default_rng([seed, zlib.crc32(request.node.nodeid.encode())])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("torch") and not TORCH_IS_INSTALLED:
+        pytest.skip("torch is not installed (REFOLD_WITH_TORCH=1 make test)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterable[pytest.TestReport]:
+    """Turn a skip into a failure where the environment says that nothing of the kind may be left out."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        for marker, variable in LEFT_OUT_IS_A_FAILURE.items():
+            if item.get_closest_marker(marker) and os.environ.get(variable) == "1":
+                report.outcome = "failed"
+                report.longrepr = f"{variable}=1, and yet this was left out: {reason_of(report)}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    line = left_out(reason_of(report) for report in terminalreporter.stats.get("skipped", []))
+    if line:
+        terminalreporter.write_line(line, yellow=True, bold=True)
+
+
+def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return why a test was skipped, without pytest's own prefix."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
+
+
+def left_out(reasons: Iterable[str]) -> str:
+    """Return one line that counts the skips by reason, the commonest first; empty if there were none."""
+    counts = Counter(reasons)
+    if not counts:
+        return ""
+    return f"LEFT OUT: {counts.total()}: " + "; ".join(f"{reason} ({count})" for reason, count in counts.most_common())
