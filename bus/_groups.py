@@ -1,7 +1,7 @@
 """Consumer groups as a pure core: who is a member, who shall read what, and who still does.
 
-Every change is a function from one group to the next, without clock or storage; the drivers keep the result. A place is given to
-its new reader only after the old one let go of it or was removed (cooperative handing over), so that no two members hold one
+Every change is a function from one group to the next, without clock or storage; the drivers keep the result. A place is given
+to its new reader only after the old one let go of it or was removed (cooperative handing over), so that no two members hold one
 place at once: `assigned` is what shall be, `held` is what is.
 """
 

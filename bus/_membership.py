@@ -56,8 +56,8 @@ class Membership:
     def _synchronise(self) -> None:
         """Bring this member and its group into line.
 
-        1. In one transaction: remove the dead, renew the lease, take what is free. A crash after it leaves places held by a dead
-           process, which the others remove.
+        1. In one transaction: remove the dead, renew the lease, take what is free. A crash after it leaves places held by a
+           dead process, which the others remove.
         2. If the group removed us meanwhile: let go of everything, then join as a new member (or stay fenced).
         3. Let go of what is assigned to others: the listener first, because it may still commit, then the release. A crash
            between them leaves the place held by a dead process.
@@ -164,5 +164,9 @@ def not_held(group: str, place: Place) -> PlaceTakenError:
     """Return the error for a commit by one who does not hold the place."""
     hint = "this consumer was silent past its session timeout, or the group shared out its places anew; poll again"
     return PlaceTakenError(
-        "This consumer does not hold the place in its group", group=group, topic=place.topic, partition=place.partition, hint=hint
+        "This consumer does not hold the place in its group",
+        group=group,
+        topic=place.topic,
+        partition=place.partition,
+        hint=hint,
     )

@@ -1,7 +1,7 @@
 """Which process is this, is it still there, and is it stopped.
 
-A process id alone names nothing for long, so it goes with the process's start time. Start times are read from the kernel in clock
-ticks since boot: what psutil reports on Linux moves whenever someone sets the wall clock.
+A process id alone names nothing for long, so it goes with the process's start time. Start times are read from the kernel in
+clock ticks since boot: what psutil reports on Linux moves whenever someone sets the wall clock.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Self
 
 from refold.bus._store import Draft, OutcomeUnknown, Store, make_draft
 from refold.bus.contract import Headers
-from refold.schemas.errors import BusError, RefoldError, UsageError
+from refold.schemas.errors import BusError, StorageFullError, TryAgainError, UsageError
 
 
 class QueueDelivery:
@@ -37,9 +37,9 @@ class QueueDelivery:
 class QueueProducer:
     """Sends records in batches; a batch is written when it is full, at `flush`, at `close`, or when someone awaits a delivery.
 
-    What a failed flush had to write stays queued and its deliveries stay open, so that a later flush tries again: all drivers say
-    with certainty that nothing of it was written. The one exception is `OutcomeUnknown`: then the batch is given up, because
-    writing it again could double it, and each delivery raises that error.
+    Where the disk is full or a lock is not free, nothing of the batch was written: it stays queued and its deliveries stay
+    open, so that a later flush tries again. After any other failure the batch is given up, because writing it again could
+    double it, and each of its deliveries raises.
     """
 
     def __init__(self, store: Store, max_in_flight_bytes: int) -> None:
@@ -96,15 +96,13 @@ class QueueProducer:
             try:
                 # 2.
                 offsets = self._store.append(batch[0], timeout_s)
-            except RefoldError as error:
+            except (StorageFullError, TryAgainError):
                 # 3.
-                if isinstance(error, OutcomeUnknown):
-                    _fail(batch[1], error)
-                else:
-                    self._drafts, self._deliveries, self._bytes = batch
+                self._drafts, self._deliveries, self._bytes = batch
                 raise
             except BaseException as error:
-                _fail(batch[1], OutcomeUnknown(f"Writing was interrupted by {type(error).__name__}"))
+                cause = error if isinstance(error, BusError) else OutcomeUnknown("Writing was cut off", cause=repr(error))
+                _fail(batch[1], cause)
                 raise
             for delivery, offset in zip(batch[1], offsets, strict=True):
                 delivery.settle(offset)

@@ -1,7 +1,7 @@
 """The bus's file: how it is opened, what tables it has, and what SQLite's errors mean to us.
 
-A record's id is its place in the upper 23 bits and its offset in the lower 40, so that the table itself is the index: a partition is
-one range of ids, and nothing else has to be written or looked up. 10^12 records fit a partition.
+A record's id is its place in the upper 23 bits and its offset in the lower 40, so that the table itself is the index: a
+partition is one range of ids, and nothing else has to be written or looked up. 10^12 records fit a partition.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def is_prepared(path: Path) -> bool:
     if version > SCHEMA_VERSION:
         hint = f"this one reads versions up to {SCHEMA_VERSION}; install the newer one"
         raise ConfigurationError("The bus was written by a newer Refold", path=path, version=version, hint=hint)
-    return application_id == APPLICATION_ID and journal == "wal"
+    return bool(application_id == APPLICATION_ID and journal == "wal")
 
 
 def prepare(path: Path) -> None:
@@ -169,7 +169,9 @@ def as_ours(error: sqlite3.Error, path: Path, doing: str) -> RefoldError:
         case "NOTADB":
             return ConfigurationError("The file is not a SQLite database", path=path, hint="choose another file")
         case "CORRUPT":
-            return IntegrityError("The bus file is damaged", path=path, hint="copy it, then try sqlite3's .recover", cause=error)
+            return IntegrityError(
+                "The bus file is damaged", path=path, hint="copy it, then try sqlite3's .recover", cause=error
+            )
         case "READONLY" | "CANTOPEN" | "PERM" | "AUTH":
             hint = "the file and its folder must be writable; copy a bus from a read-only medium first"
             return ConfigurationError(f"Cannot {doing} the bus file: {error}", path=path, hint=hint)

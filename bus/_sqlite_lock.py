@@ -1,12 +1,13 @@
 """The writers' queue: one OS file lock that processes and threads wait on before they begin a SQLite write transaction.
 
-SQLite's own busy handler sleeps and retries, which starves some of many writers; a file lock queues them. The kernel frees the lock
-of a process that ends. One that is *stopped* (SIGSTOP, a suspended terminal job) keeps it: once its lease has passed, those who
-wait name it, and end it if it is ours. A transaction that is cut off this way was not written at all.
+SQLite's own busy handler sleeps and retries, which starves some of many writers; a file lock queues them. The kernel frees the
+lock of a process that ends. One that is *stopped* (SIGSTOP, a suspended terminal job) keeps it: once its lease has passed,
+those who wait name it, and end it if it is ours. A transaction that is cut off this way was not written at all.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -14,11 +15,11 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refold.bus._process import Process, boot, this_process
-from refold.schemas.errors import BusError, ConfigurationError, TryAgainError
+from refold.schemas.errors import BusError, ConfigurationError, StorageFullError, TryAgainError
 
 LEASE_S = 10.0
 """How long a holder may be stopped. Commits take milliseconds; 16 MB onto a slow disk takes one or two seconds."""
@@ -46,7 +47,7 @@ class WriteLock:
 
         1. Wait for the other threads of this bus.
         2. Wait for other processes: the kernel grants the file lock.
-        3. Write down who holds it and until when. A crash here or later frees the lock; the stale words name a process that is gone.
+        3. Write down who holds it and until when. A crash here or later frees the lock; the words then name nobody that lives.
         4. Clear the words, then let go.
 
         Raises
@@ -61,15 +62,17 @@ class WriteLock:
         try:
             # 2.
             self._take_file(deadline, timeout_s)
+            # 3.
+            self._write(f"{self._me}\n{time.monotonic() + self._lease_s}\n")
             try:
-                # 3.
-                self._write(f"{self._me}\n{time.monotonic() + self._lease_s}\n")
                 yield
             finally:
-                # 4.
-                self._write("")
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+                # 4. Nothing is raised from here: what was done under the lock is done, and must not look like a failure.
+                with suppress(OSError):
+                    os.pwrite(self._file, b" " * _RECORD_BYTES, 0)
         finally:
+            # Also where an interrupt came between two lines above; without the lock it does nothing.
+            fcntl.flock(self._file, fcntl.LOCK_UN)
             self._threads.release()
 
     def _take_file(self, deadline: float, timeout_s: float) -> None:
@@ -115,16 +118,17 @@ class WriteLock:
 
     def _too_long(self, timeout_s: float) -> TryAgainError:
         holder, _ = self._read()
-        where: dict[str, object] = {"path": self._path, "waited_s": timeout_s}
-        if holder is not None:
-            where |= {"pid": holder.pid, "command": holder.command()}
-        return TryAgainError("The bus's write lock was not free in time", **where)
+        pid, command = (None, None) if holder is None else (holder.pid, holder.command())
+        return TryAgainError(
+            "The bus's write lock was not free in time", path=self._path, waited_s=timeout_s, pid=pid, command=command
+        )
 
     def _write(self, text: str) -> None:
         try:
             os.pwrite(self._file, text.encode().ljust(_RECORD_BYTES), 0)
         except OSError as error:
-            raise BusError("Cannot write the lock file", path=self._path, hint=str(error)) from error
+            kind = StorageFullError if error.errno == errno.ENOSPC else BusError
+            raise kind(f"Cannot write the lock file: {error.strerror}", path=self._path) from error
 
     def _read(self) -> tuple[Process | None, float]:
         lines = os.pread(self._file, _RECORD_BYTES, 0).decode(errors="replace").splitlines()
@@ -135,10 +139,11 @@ class WriteLock:
 
 
 class _Pending:
-    """A wait for the file lock in a thread of its own, because flock has no timeout. It can be abandoned, and taken up again."""
+    """A wait for the file lock in a thread of its own, because flock has no timeout; it can be abandoned and taken up again."""
 
     def __init__(self, file: int) -> None:
-        self._file = file
+        # A descriptor of its own: the lock object may be gone, and its number given to another file, when the wait ends.
+        self._file = os.dup(file)
         self._mutex = threading.Lock()
         self._granted = threading.Event()
         self._abandoned = False
@@ -153,6 +158,7 @@ class _Pending:
                 self._over = True
             else:
                 self._granted.set()
+        os.close(self._file)
 
     def is_over(self) -> bool:
         """Whether it was abandoned and has ended; otherwise take it up again."""

@@ -53,7 +53,7 @@ class Fetched(NamedTuple):
     served: int
 
 
-class OutcomeUnknown(BusError):  # noqa: N818 - named after what happened
+class OutcomeUnknown(BusError):
     """The storage failed in the middle of a commit, so nobody knows whether the batch is there."""
 
 
@@ -114,7 +114,9 @@ class Store(Protocol):
         """The group's membership."""
         ...
 
-    def change_group(self, name: str, change: Callable[[Group], Group], offsets: Mapping[Place, Committed] | None = None) -> Group:
+    def change_group(
+        self, name: str, change: Callable[[Group], Group], offsets: Mapping[Place, Committed] | None = None
+    ) -> Group:
         """Apply `change` and store `offsets` in one transaction; an error that `change` raises leaves all as it was."""
         ...
 

@@ -1,9 +1,9 @@
 """What every bus does, in Kafka's own words.
 
-A *topic* has *partitions*; a partition is a sequence of records at growing *offsets*. Offsets may have gaps (compaction, markers),
-so a reader is caught up when ``position >= end``, never by counting. A *group* shares the partitions of its topics among its
-members; a member that dies loses them to the others. Group offsets are for display and for attached consumers: Refold's own
-groups start where the log says (invariant I8).
+A *topic* has *partitions*; a partition is a sequence of records at growing *offsets*. Offsets may have gaps (compaction,
+markers), so a reader is caught up when ``position >= end``, never by counting. A *group* shares the partitions of its topics
+among its members; a member that dies loses them to the others. Group offsets are for display and for attached consumers:
+Refold's own groups start where the log says (invariant I8).
 
 Drivers: `refold.bus.memory`, `refold.bus.sqlite`. Source of the semantics: the Apache Kafka protocol and its consumer contract.
 """
@@ -102,12 +102,14 @@ class Producer(Protocol):
     ) -> Delivery:
         """Queue a record. Blocks, flushing, while more than the producer's bytes in flight are not yet acknowledged.
 
-        Without `partition` the key decides (`partition_for`), without a key partition 0 takes it.
+        Nothing promises that the record goes out before `flush`, `close` or its delivery's `result`. If `send` raises, the
+        record was not queued. Without `partition` the key decides (`partition_for`), without a key partition 0 takes it.
 
         Raises
         ------
         UsageError
-            The record is larger than `MAX_RECORD_BYTES`, or the partition does not exist.
+            The record is larger than `MAX_RECORD_BYTES`, the partition does not exist, or the topic is compacted and there is
+            no key.
         NotFoundError
             No such topic.
         """
@@ -118,8 +120,10 @@ class Producer(Protocol):
 
         Raises
         ------
-        BusError, StorageFullError, TryAgainError
-            Not everything sent is known to be durable.
+        StorageFullError, TryAgainError
+            Not everything sent is durable yet; the rest stays queued, and a later flush writes it once.
+        BusError
+            Whether the rest is there is not known; it is given up, and its deliveries raise the same.
         """
         ...
 
@@ -144,7 +148,9 @@ Listener = Callable[[frozenset[Place]], None]
 class Consumer(Protocol):
     """Reads records, either from places it names (`assign`) or from those its group gives it (`subscribe`).
 
-    A consumer belongs to one thread. `poll` also keeps the group membership alive.
+    A consumer belongs to one thread. `poll` also keeps the group membership alive: who does not poll for the session timeout,
+    or whose process ends, is removed. Its next `poll` gives all its places to `on_revoked` and joins anew; its `commit` raises
+    PlaceTakenError, and so does `poll` where another consumer has joined with the same `instance`.
     """
 
     def assign(self, places: Iterable[Place]) -> None:
@@ -156,7 +162,13 @@ class Consumer(Protocol):
     ) -> None:
         """Join the group. The listeners run inside `poll`, revoked before assigned, each with the places that changed.
 
-        Newly assigned places start at the group's committed offset, or the beginning; `on_assigned` may `seek`.
+        Newly assigned places start at the group's committed offset, or the beginning; `on_assigned` may `seek`, and
+        `on_revoked` may still `commit` (it raises PlaceTakenError where the place was lost rather than asked back).
+
+        Raises
+        ------
+        NotFoundError
+            No such topic.
         """
         ...
 
@@ -173,7 +185,13 @@ class Consumer(Protocol):
         ...
 
     def seek(self, place: Place, next_offset: int) -> None:
-        """Go on from this offset; one that was deleted or compacted away means the next that exists."""
+        """Go on from this offset; one that was deleted or compacted away means the next that exists.
+
+        Raises
+        ------
+        UsageError
+            The offset is negative or past the end, or the consumer does not read the place.
+        """
         ...
 
     def position(self, place: Place) -> int:
@@ -181,7 +199,7 @@ class Consumer(Protocol):
         ...
 
     def commit(self, offsets: Mapping[Place, Committed]) -> None:
-        """Store the group's positions.
+        """Store the group's positions. A consumer that was given its places by `assign` may, while the group has no members.
 
         Raises
         ------
@@ -191,7 +209,7 @@ class Consumer(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the group and let go. Idempotent."""
+        """Leave the group and let go, calling no listener. Idempotent."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -248,7 +266,13 @@ class Bus(Protocol):
         ...
 
     def delete_records(self, place: Place, before_offset: int) -> None:
-        """Delete every record below `before_offset`. Idempotent; offsets are not used again."""
+        """Delete every record below `before_offset`. Idempotent; offsets are not used again.
+
+        Raises
+        ------
+        UsageError
+            The topic is compacted and has no retention: Kafka refuses that; send tombstones.
+        """
         ...
 
     def committed(self, group: str, place: Place) -> Committed | None:
@@ -260,7 +284,7 @@ class Bus(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of everything. Idempotent."""
+        """Let go. Producers and consumers that are still open stay usable and want their own `close`. Idempotent."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -108,7 +108,7 @@ class LedgerReader:
         if commit is None:
             return None
         try:
-            events = tuple(decode(event) for event in self._event_bytes(commit))
+            events: tuple[Any, ...] = tuple(decode(event) for event in self._event_bytes(commit))
         except InvalidRecord as error:
             self.chain = before
             raise IntegrityError(

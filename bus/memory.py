@@ -241,7 +241,9 @@ class MemoryStore:
         with self._log.changed:
             return self._log.groups.get(name, Group())
 
-    def change_group(self, name: str, change: Callable[[Group], Group], offsets: Mapping[Place, Committed] | None = None) -> Group:
+    def change_group(
+        self, name: str, change: Callable[[Group], Group], offsets: Mapping[Place, Committed] | None = None
+    ) -> Group:
         with self._log.changed:
             group = self._log.groups[name] = change(self.group(name))
             self._log.offsets.update({(name, place): Committed(*at) for place, at in (offsets or {}).items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from refold.bus.contract import Bus, Consumer, Delivery, Place, Producer, Record, partition_for
@@ -31,11 +31,19 @@ class Sent:
 
 
 def send_payload(
-    producer: Producer, topic: str, partitions: int, chunks: Iterable[bytes], *, key: bytes, inline_bytes: int = INLINE_BYTES
+    producer: Producer,
+    topic: str,
+    partitions: int,
+    chunks: Iterable[bytes],
+    *,
+    key: bytes,
+    inline_bytes: int = INLINE_BYTES,
+    key_of: Callable[[int], bytes] | None = None,
 ) -> Sent:
     """Send chunks, all to the key's partition, unless the payload is small enough to travel inline.
 
-    Chunks are sent as they are produced; only their digests are kept. A single small chunk is not sent.
+    Chunks are sent as they are produced; only their digests are kept. A single small chunk is not sent. In a compacted topic
+    `key_of` gives each chunk, by its number, a key of its own; `key` still chooses the partition.
     """
     stream = iter(chunks)
     first = next(stream, b"")
@@ -44,10 +52,11 @@ def send_payload(
         return Sent(describe([first], inline_bytes=inline_bytes), 0, ())
     partition = partition_for(key, partitions)
     digests, lengths, deliveries = [], [], []
-    for chunk in _chain(first, second, stream):
+    for index, chunk in enumerate(_chain(first, second, stream)):
         digests.append(chunk_digest(chunk))
         lengths.append(len(chunk))
-        deliveries.append(producer.send(topic, chunk, key=key, partition=partition, headers=chunk_headers()))
+        own = key_of(index) if key_of else key
+        deliveries.append(producer.send(topic, chunk, key=own, partition=partition, headers=chunk_headers()))
     payload = Payload(payload_root(digests, lengths), tuple(digests), tuple(lengths), None, None)
     return Sent(payload, partition, tuple(deliveries))
 

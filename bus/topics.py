@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from refold.bus.contract import Headers, TopicSpec
+from refold.bus.contract import Headers, Record, TopicSpec
 from refold.schemas.errors import UsageError
+from refold.schemas.payload import PlaceHint
 
 DAY_S = 86_400.0
 CHUNK_TYPE = "refold.Chunk"
+HINT_HEADER = "refold-hint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,23 @@ def is_chunk(headers: Headers) -> bool:
     return ("ce_type", CHUNK_TYPE.encode()) in headers
 
 
+def hint_of(record: Record) -> PlaceHint | None:
+    """Return where a manifest's header says that its chunks lie; None if it says nothing sensible."""
+    text = record.header(HINT_HEADER)
+    parts = (text or b"").split(b",")
+    if len(parts) != 2 or not all(part.isdigit() and len(part) < 19 for part in parts):
+        return None
+    first, last = int(parts[0]), int(parts[1])
+    return PlaceHint(record.partition, first, last) if first <= last < record.offset else None
+
+
+def hint_header(first_offset: int, last_offset: int) -> tuple[str, bytes]:
+    """Return the header that says where a manifest's chunks lie (both inclusive)."""
+    return (HINT_HEADER, f"{first_offset},{last_offset}".encode())
+
+
 def _rfc3339(seconds: int, millis: int) -> str:
     """Format without a calendar library's range errors: client clocks may say anything."""
-    from datetime import UTC, datetime
-
     try:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{millis:03d}Z"
     except (OverflowError, ValueError, OSError):

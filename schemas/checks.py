@@ -34,6 +34,8 @@ class Checked:
         Offset of the manifest before this one in its partition, or -1 where the reader began here: a gap shows by it.
     first_chunk
         Lowest offset of its chunks, or its own.
+    open_from
+        Lowest offset in the partition of a chunk that still waits for its manifest, or the update's own.
     manifest
         The `ClientUpdate` as it came; empty where it is not one. Then `record_digest` says which bytes it was.
     fault, detail
@@ -46,26 +48,33 @@ class Checked:
     offset: Uint
     previous: Annotated[int, Within(NO_OFFSET, 2**63 - 1)]
     first_chunk: Uint
+    open_from: Uint
     record_digest: Digest
     manifest: Blob
     fault: Annotated[str, Within(0, 64)]
     detail: Text
-    features: Payload | None
+    features: Annotated[bytes, Within(0, 512 << 10)] | None
     member: Name
 
 
 @record(72)
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """Why a record lies in `quarantine`; its original bytes follow under the same key."""
+    """Why an update lies in `quarantine`, and its original bytes.
+
+    Parameters
+    ----------
+    record_bytes
+        How many of the payload's first bytes are the manifest as it came; the chunks follow, as far as they came.
+    """
 
     partition: Uint
     offset: Uint
     client: Annotated[str, Within(0, 200)]
     reasons: tuple[Reason, ...]
     detail: Text
-    record: Blob
-    payload: Payload | None
+    record_bytes: Uint
+    payload: Payload
 
 
 @record(73)

@@ -1,28 +1,24 @@
 """The digest tree of a state: blocks, tensors, parameters and slots, state.
 
-A leaf is BLAKE3 over a block's little-endian integers. Blocks depend on the schema alone (`refold.schemas.layout`), so the tree is
-the same for every chunk size, thread count and machine, and where two roots differ, the leaves say in which block of which
+A leaf is BLAKE3 over a block's little-endian integers. Blocks depend on the schema alone (`refold.schemas.layout`), so the tree
+is the same for every chunk size, thread count and machine, and where two roots differ, the leaves say in which block of which
 tensor. Every kind of node has a domain of its own.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import blake3
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
-from refold.schemas.layout import Block, Layout
+from refold.schemas.layout import Block, Integers, Layout
 from refold.schemas.model import ModelSchema
-
-Integers = npt.NDArray[np.signedinteger[Any]]
 
 LEAF = "refold 2026 state leaf"
 TENSOR = "refold 2026 state tensor"
@@ -121,13 +117,14 @@ def slots_nodes(
     threads: int = 1,
 ) -> tuple[TensorNode, ...]:
     """Digest an optimizer's slots, in the mapping's order; integer tensors have none."""
-    arrays = [array for name in slots for array in slots[name]]
-    leaves = iter(_leaves(arrays, Layout.of_slots(schema, tuple(slots)), threads))
+    names = tuple(slots)
+    arrays = [array for name in names for array in slots[name]]
+    leaves = iter(_leaves(arrays, Layout.of_slots(schema, names), threads))
+    every = [(name, index, next(leaves)) for name in names for index in range(len(schema.tensors))]
     return tuple(
-        TensorNode(f"{name}/{tensor.name}", "int32", tensor.shape, exponents[name][index], tensor_leaves)
-        for name in slots
-        for index, (tensor, tensor_leaves) in enumerate(zip(schema.tensors, leaves, strict=False))
-        if tensor.is_float
+        TensorNode(f"{name}/{schema.tensors[i].name}", "int32", schema.tensors[i].shape, exponents[name][i], tensor_leaves)
+        for name, i, tensor_leaves in every
+        if schema.tensors[i].is_float
     )
 
 
@@ -141,7 +138,7 @@ def _leaves(arrays: Sequence[Integers], layout: Layout, threads: int) -> list[tu
     return [tuple(leaves) for leaves in found]
 
 
-def _each(work: Any, blocks: Iterable[Block], threads: int) -> Iterable[bytes]:
+def _each(work: Callable[[Block], bytes], blocks: Iterable[Block], threads: int) -> Iterable[bytes]:
     """Hash in order, on `threads` threads: blake3 lets go of the interpreter while it hashes."""
     if threads == 1:
         return map(work, blocks)

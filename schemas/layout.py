@@ -11,8 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from refold.schemas.model import ModelSchema
+
+Integers = npt.NDArray[np.signedinteger[Any]]
+"""A flat array of int32 (a float tensor's lattice) or int64 (an integer tensor)."""
 
 BLOCK = 1 << 17
 """Elements of a block of a 32-bit tensor: 512 KiB, which fits a core's cache."""

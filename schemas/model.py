@@ -16,7 +16,7 @@ FLOAT_DTYPES = ("float32",)
 INTEGER_DTYPES = ("int8", "uint8", "int16", "int32", "int64", "bool")
 RULES = ("mean", "max", "sum", "last")
 MAX_PARAMETERS = 1 << 40
-MAX_TENSORS = 1 << 14
+MAX_TENSORS = 1 << 13
 
 
 @record(1)

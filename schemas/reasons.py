@@ -46,7 +46,7 @@ REASONS = MappingProxyType(
         "equivocation": PROTOCOL,
         "session-superseded": PROTOCOL,
         "session-ahead": PROTOCOL,
-        "already-accepted": PROTOCOL,
+        "one-per-round": PROTOCOL,
         "stale": PROTOCOL,
         "future-base": PROTOCOL,
         "wrong-base": CONTENT,

@@ -5,7 +5,7 @@ import os
 import random
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterable[pytest.TestReport]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a skip into a failure where the environment says that nothing of the kind may be left out."""
     report = yield
     if report.skipped and not hasattr(report, "wasxfail"):
@@ -75,7 +75,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterable[pytest.TestReport]:
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say what was left out after all else, next to pytest's own last line."""
+    yield
     line = left_out(reason_of(report) for report in terminalreporter.stats.get("skipped", []))
     if line:
         terminalreporter.write_line(line, yellow=True, bold=True)

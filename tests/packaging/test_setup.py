@@ -1,5 +1,6 @@
 """`tools/setup.sh` finds a Python that works, or says what is missing and how it is installed here."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,9 +14,8 @@ POSIX_TOOLS = ("sh", "dirname", "cat", "cksum")
 def machine(tmp_path: Path) -> Path:
     """Return a folder to be the whole PATH, with what a POSIX system has and no Python."""
     for tool in POSIX_TOOLS:
-        (real,) = subprocess.run(
-            ["/bin/sh", "-c", f"command -v {tool}"], capture_output=True, text=True, check=True
-        ).stdout.split()
+        real = shutil.which(tool)
+        assert real, f"this system has no {tool}"
         (tmp_path / tool).symlink_to(real)
     program(tmp_path / "id", "echo 0")
     return tmp_path

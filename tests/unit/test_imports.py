@@ -69,7 +69,7 @@ class Imports(ast.NodeVisitor):
             self.visit(part)
         self.visit_body(node.body, in_function=True)
 
-    visit_AsyncFunctionDef = visit_FunctionDef
+    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815 -- the name is ast's
 
     def visit_If(self, node: ast.If) -> None:
         test = node.test.attr if isinstance(node.test, ast.Attribute) else getattr(node.test, "id", "")
@@ -88,9 +88,9 @@ class Imports(ast.NodeVisitor):
         self.found.append(Import(target, line, level, not (self.in_function or self.for_types), self.for_types))
 
 
-def imports_of(source: str, modules: Mapping[str, str]) -> list[Import]:
+def imports_of(module: str, modules: Mapping[str, str]) -> list[Import]:
     visitor = Imports(modules)
-    visitor.visit(ast.parse(source))
+    visitor.visit(ast.parse(modules[module], filename=module))
     return visitor.found
 
 
@@ -122,8 +122,8 @@ def fault_of(module: str, found: Import) -> str | None:
 def faults_of(modules: Mapping[str, str]) -> Iterator[str]:
     """Yield what is wrong with the imports of a package, given as source by module name."""
     below: dict[str, set[str]] = {}
-    for module, source in modules.items():
-        found = imports_of(source, modules)
+    for module in modules:
+        found = imports_of(module, modules)
         for each in found:
             if fault := fault_of(module, each):
                 yield f"{module}:{each.line}: {fault}"

@@ -1,0 +1,74 @@
+"""Bus URLs: ``sqlite:FILE[?federation=NAME]``, ``memory:[NAME]``, ``kafka://HOST:PORT[,…]/FEDERATION``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, unquote
+
+from refold.schemas.errors import ConfigurationError
+
+FORMS = "sqlite:FILE[?federation=NAME], memory:[NAME] or kafka://HOST:PORT[,...]/FEDERATION"
+
+
+class BusUrl(NamedTuple):
+    """A bus URL taken apart.
+
+    Parameters
+    ----------
+    scheme
+        ``sqlite``, ``memory`` or ``kafka``.
+    location
+        The file, the name in memory (may be empty) or the brokers.
+    federation
+        The federation named in the URL, or None.
+    """
+
+    scheme: str
+    location: str
+    federation: str | None = None
+
+
+def parse_url(url: str) -> BusUrl:
+    """Take a bus URL apart; ConfigurationError says what is wrong with it."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or scheme not in ("sqlite", "memory", "kafka"):
+        raise ConfigurationError("This is no bus URL", url=repr(url), hint=f"write {FORMS}")
+    if scheme == "kafka":
+        return _parse_kafka(url, rest)
+    location, _, query = rest.partition("?")
+    federation = _federation(url, query)
+    if scheme == "sqlite" and location.startswith("//"):
+        raise ConfigurationError(
+            "A sqlite URL takes a path, not a host", url=repr(url), hint="write sqlite:/the/path or sqlite:path"
+        )
+    if scheme == "sqlite" and not location:
+        raise ConfigurationError("The sqlite URL names no file", url=repr(url), hint=f"write {FORMS}")
+    return BusUrl(scheme, unquote(location), federation)
+
+
+def _parse_kafka(url: str, rest: str) -> BusUrl:
+    brokers, _, federation = rest.removeprefix("//").partition("/")
+    if not rest.startswith("//") or not brokers:
+        raise ConfigurationError("The kafka URL names no broker", url=repr(url), hint=f"write {FORMS}")
+    return BusUrl("kafka", brokers, unquote(federation) or None)
+
+
+def _federation(url: str, query: str) -> str | None:
+    try:
+        settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
+    except ValueError as error:
+        raise ConfigurationError("The bus URL's settings cannot be read", url=repr(url), hint=f"write {FORMS}") from error
+    federation = settings.pop("federation", None)
+    if settings:
+        raise ConfigurationError(
+            "Unknown setting in the bus URL", url=repr(url), setting=", ".join(settings), hint=f"write {FORMS}"
+        )
+    return federation or None
+
+
+def sqlite_url(path: Path, federation: str | None) -> str:
+    """Return the URL of a bus file."""
+    # Only what would be read as something else is escaped, so that people can read the rest.
+    location = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:{location}" + (f"?federation={quote(federation, safe='')}" if federation else "")

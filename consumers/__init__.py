@@ -1,0 +1,1 @@
+"""The worker loop, its groups and the detectors."""

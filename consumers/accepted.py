@@ -1,0 +1,65 @@
+"""The accepted log as aggregation and verification fold it: open updates, closed rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from refold.bus.payloads import PayloadReader
+from refold.schemas.errors import IntegrityError
+from refold.schemas.events import Member, RoundClosed, UpdateAccepted
+from refold.schemas.layout import Block, Integers
+from refold.schemas.model import ModelSchema
+from refold.state.aggregation import Aggregate, WeightedMean, least_exponents
+from refold.state.delta import decode_update
+
+
+@dataclass(slots=True)
+class OpenUpdates:
+    """Accepted training updates that no closed round holds yet, with their index in the log."""
+
+    by_digest: dict[bytes, tuple[int, UpdateAccepted]] = field(default_factory=dict)
+
+    def fold(self, index: int, event: object) -> None:
+        """Take an event in."""
+        if isinstance(event, UpdateAccepted) and event.payload is not None:
+            self.by_digest[event.origin.digest] = (index, event)
+
+    def take(self, closed: RoundClosed) -> list[tuple[Member, int, UpdateAccepted]]:
+        """Return the members that are applied, with index and verdict, and forget them all.
+
+        Raises
+        ------
+        IntegrityError
+            A member was never accepted.
+        """
+        members = []
+        for member in closed.members:
+            found = self.by_digest.pop(member.digest, None)
+            if found is None:
+                raise IntegrityError(
+                    f"round {closed.round} has a member that was never accepted", client=member.client, round=closed.round
+                )
+            if member.weight:
+                members.append((member, *found))
+        return members
+
+
+def aggregate(schema: ModelSchema, members: list[tuple[Member, int, UpdateAccepted]], deltas: PayloadReader) -> Aggregate:
+    """Return the exact sum of a round's members.
+
+    Raises
+    ------
+    IntegrityError
+        A member's payload is gone or changed.
+    """
+    mean = WeightedMean(schema, least_exponents([event.exponents for _, _, event in members]))
+    for member, index, event in members:
+        mean.add(blocks_of(event, schema, deltas), event.exponents, weight=member.weight, index=index)
+    return mean.result()
+
+
+def blocks_of(event: UpdateAccepted, schema: ModelSchema, deltas: PayloadReader) -> Iterator[tuple[Block, Integers]]:
+    """Yield an accepted update's blocks."""
+    assert event.payload is not None
+    return decode_update(event.codec, event.exponents, deltas.read(event.payload), schema)

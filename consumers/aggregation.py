@@ -1,0 +1,227 @@
+"""Group `aggregation`: turns each closed round into a step and tells everyone, in `rounds`. One member is active.
+
+For each commit of `accepted` that `rounds` does not cover yet, in order:
+
+1. Members' deltas are summed and the step is computed, in memory.
+2. The step's chunks are acknowledged in `steps`. A crash after this leaves chunks that no event names.
+3. One commit of `rounds` is appended and read back: the round, the receipts, and the head of `accepted` that they cover. A crash
+   before it is taken: the successor computes the same step from the same log.
+4. Only now is the round made, and only now does a client hear of its receipt (invariant I3).
+"""
+
+from __future__ import annotations
+
+from refold.bus.clock import Clock
+from refold.bus.contract import Bus
+from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
+from refold.bus.payloads import PayloadReader, send_payload
+from refold.bus.topics import Topics
+from refold.consumers.accepted import OpenUpdates, aggregate
+from refold.consumers.standby import Standby
+from refold.producers.history import History
+from refold.schemas.commits import Position
+from refold.schemas.errors import IntegrityError, PlaceTakenError
+from refold.schemas.events import (
+    FederationEnded,
+    FederationOpened,
+    Genesis,
+    Receipt,
+    Receipts,
+    RoundClosed,
+    RoundCommitted,
+    UpdateAccepted,
+    UpdateRejected,
+)
+from refold.schemas.payload import Payload
+from refold.schemas.reasons import REASONS
+from refold.state.model_state import ModelState
+from refold.state.optimizers import from_settings
+from refold.state.step import Step, Void, compute_step
+
+
+class Aggregation(Standby):
+    """One member of the group."""
+
+    name = "aggregation"
+
+    def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, *, member: str, clock: Clock) -> None:
+        super().__init__(
+            bus,
+            group=f"{topics.federation}.aggregation",
+            topic=topics.accepted,
+            member=member,
+            start=lambda: _Active(bus, topics, genesis, member, clock),
+        )
+
+
+class _Active:
+    """The member that holds the place."""
+
+    def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, member: str, clock: Clock) -> None:
+        self._topics = topics
+        self._genesis = genesis
+        self._history = History(bus, topics, genesis=genesis)
+        self._history.refresh()
+        self._covered = self._history.lineage.position
+        self._accepted = LedgerReader(bus, topics.accepted)
+        self._deltas = PayloadReader(bus, topics.deltas)
+        self._producer = bus.producer()
+        self._steps = bus.topics()[topics.steps].partitions
+        self._writer = LedgerWriter(bus, self._history.rounds.reader, writer=member, clock=clock)
+        self._open = OpenUpdates()
+        self._state: ModelState | None = None
+
+    def turn(self) -> bool:
+        entries = self._accepted.poll(0.0)
+        for entry in entries:
+            if entry.commit.next_index <= self._covered.accepted_index:
+                self._remember(entry)
+            else:
+                self._process(entry)
+        return bool(entries)
+
+    def _remember(self, entry: Entry) -> None:
+        """Fold a commit whose outcome `rounds` holds already."""
+        for index, event in entry.indexed():
+            self._open.fold(index, event)
+            if isinstance(event, RoundClosed):
+                self._open.take(event)
+        if entry.commit.next_index == self._covered.accepted_index and entry.hash != self._covered.accepted_hash:
+            raise IntegrityError(
+                f"`rounds` covers another `accepted` up to event {entry.commit.next_index}",
+                topic=self._topics.accepted,
+                offset=entry.offset,
+                hint="one of the two logs was replaced; restore both from one copy",
+            )
+
+    def _process(self, entry: Entry) -> None:
+        events: list[object] = []
+        for index, event in entry.indexed():
+            self._open.fold(index, event)
+            match event:
+                case Genesis():
+                    events.append(_opened(event))
+                case RoundClosed():
+                    events.append(self._make_round(event))
+                case FederationEnded():
+                    events.append(event)
+        receipts = _receipts(entry)
+        if receipts:
+            events.append(Receipts(receipts))
+        if events:
+            self._commit(entry, events)
+
+    def _make_round(self, closed: RoundClosed) -> RoundCommitted:
+        # 1. The step.
+        members = self._open.take(closed)
+        state = self._state_of(closed.parent)
+        optimizer = from_settings(closed.optimizer, closed.optimizer_settings)
+        step = compute_step(state, aggregate(self._genesis.schema, members, self._deltas), optimizer)
+        if isinstance(step, Void):
+            self._state = state
+            return _void(closed, state, f"tensor {step.tensor!r}: {step.reason}")
+        # 2. Its chunks.
+        parameters, slots = self._write(step, closed.round)
+        step.apply(state, round_=closed.round)
+        self._state = state
+        return _applied(closed, state, step, parameters, slots)
+
+    def _state_of(self, round_: int) -> ModelState:
+        state, self._state = self._state, None
+        if state is None or state.round != round_:
+            self._history.refresh()
+            state = self._history.rebuild(round_, held=state)
+        return state
+
+    def _write(self, step: Step, round_: int) -> tuple[Payload, Payload | None]:
+        key = str(round_).encode()
+        topic = self._topics.steps
+        parameters = send_payload(self._producer, topic, self._steps, step.encode(), key=key)
+        slots = send_payload(self._producer, topic, self._steps, step.encode_slots(), key=key) if step.slots else None
+        self._producer.flush()
+        return parameters.placed(), slots.placed() if slots else None
+
+    def _commit(self, entry: Entry, events: list[object]) -> None:
+        position = Position(accepted_index=entry.commit.next_index, accepted_hash=entry.hash)
+        # 3. One commit.
+        appended = self._writer.append(tuple(events), position)
+        # 4. Made.
+        for taken in appended.entries:
+            self._history.lineage.fold(taken)
+        if not appended.taken:
+            raise PlaceTakenError(
+                "another aggregation's commit was taken first",
+                topic=self._topics.rounds,
+                hint="this member stands back and starts again from the log",
+            )
+
+    def close(self) -> None:
+        for part in (self._history, self._accepted, self._deltas, self._producer, self._writer):
+            part.close()
+
+
+def _opened(genesis: Genesis) -> FederationOpened:
+    return FederationOpened(
+        genesis.federation,
+        genesis.schema,
+        genesis.parameters_digest,
+        genesis.state_digest,
+        genesis.optimizer,
+        genesis.first_plan,
+    )
+
+
+def _applied(
+    closed: RoundClosed, state: ModelState, step: Step, parameters: Payload, slots: Payload | None
+) -> RoundCommitted:
+    tree = state.tree()
+    return RoundCommitted(
+        closed.round,
+        closed.parent,
+        "applied",
+        "",
+        closed.members,
+        parameters,
+        step.exponents,
+        slots,
+        tuple(step.slot_exponents.items()),
+        tree.parameters_digest,
+        tree.state_digest,
+        closed.next_plan,
+    )
+
+
+def _void(closed: RoundClosed, state: ModelState, reason: str) -> RoundCommitted:
+    """Return a round without a step: its state is its parent's."""
+    tree = state.tree()
+    exponents = tuple(state.slot_exponents.items())
+    state.round = closed.round
+    return RoundCommitted(
+        closed.round,
+        closed.parent,
+        "void",
+        reason,
+        closed.members,
+        None,
+        (),
+        None,
+        exponents,
+        tree.parameters_digest,
+        tree.state_digest,
+        closed.next_plan,
+    )
+
+
+def _receipts(entry: Entry) -> tuple[Receipt, ...]:
+    """Return what the clients of a commit's verdicts are told.
+
+    A repeat gets none: the receipt of the update itself comes, or came, by its digest.
+    """
+    found = []
+    for event in entry.events:
+        match event:
+            case UpdateAccepted():
+                found.append(Receipt(event.origin.client, event.origin.digest, "accepted"))
+            case UpdateRejected() if "duplicate" not in event.reasons:
+                found.append(Receipt(event.origin.client, event.origin.digest, REASONS.get(event.reasons[0], "content")))
+    return tuple(found)

@@ -1,0 +1,182 @@
+"""Group `consistency`: reads `updates`, writes `checked`. Members share the partitions.
+
+For each update, in order:
+
+1. `Attempted` is acknowledged. A crash after this, before 3, counts as an attempt at this update.
+2. The update is decoded and inspected. No state changes.
+3. `Checked` is sent. A crash after this: the update is inspected again, and detection knows it by its source position.
+4. At the end of the batch everything sent is acknowledged. A failed send ends the member, which starts again where `accepted`
+   says; a hole in what arrived shows by the back-references.
+
+Where it starts: at `accepted`'s position for each partition, never at the group's own offsets (invariant I8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import blake3
+
+from refold.bus.clock import Clock
+from refold.bus.contract import Bus, Committed, Place, Record
+from refold.bus.ledger import LedgerReader
+from refold.bus.topics import Topics, event_headers, hint_of, is_chunk
+from refold.consumers.inspection import Inspector
+from refold.consumers.window import ChunkWindow
+from refold.schemas.canonical import encode
+from refold.schemas.checks import NO_OFFSET, Attempted, Checked
+from refold.schemas.errors import InvalidRecord, PlaceTakenError
+from refold.schemas.payload import Payload
+from refold.schemas.updates import ClientUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What inspection found: the update if it is one, a fault's reason and detail or "", and packed features."""
+
+    update: ClientUpdate | None
+    fault: str
+    detail: str
+    features: bytes | None
+
+
+def inspect(inspector: Inspector, window: ChunkWindow, record: Record) -> Finding:
+    """Inspect one manifest with its chunks; bad input becomes a finding, anything else raises."""
+    try:
+        update = inspector.open(record.value)
+    except InvalidRecord as error:
+        return Finding(None, error.reason, printable(error.message), None)
+    try:
+        inspector.check_claims(update.body)
+        if update.body.payload is None:
+            return Finding(update, "", "", None)
+        chunks = _chunks(window, update.body.payload, record)
+        return Finding(update, "", "", inspector.examine(update.body, chunks).pack())
+    except InvalidRecord as error:
+        return Finding(update, error.reason, printable(error.message), None)
+
+
+def _chunks(window: ChunkWindow, payload: Payload, record: Record) -> Iterator[bytes]:
+    if payload.inline is not None:
+        return iter((payload.inline,))
+    return window.read(payload, hint_of(record))
+
+
+def printable(text: str, most: int = 400) -> str:
+    """Return the text with what does not print replaced, and cut: safe in any log, screen or record."""
+    return "".join(c if c.isprintable() else "·" for c in text)[:most]
+
+
+class Consistency:
+    """One member of the group.
+
+    Parameters
+    ----------
+    member
+        A stable name of this member: restarted under the same name, it takes its own place at once.
+    """
+
+    name = "consistency"
+
+    def __init__(self, bus: Bus, topics: Topics, inspector: Inspector, *, member: str, clock: Clock) -> None:
+        self._bus = bus
+        self._topics = topics
+        self._inspector = inspector
+        self._member = member
+        self._clock = clock
+        self._accepted = LedgerReader(bus, topics.accepted)
+        self._window = ChunkWindow(bus, topics.updates, clock)
+        self._producer = bus.producer()
+        self._previous: dict[Place, int] = {}
+        self._judged: dict[Place, frozenset[int]] = {}
+        self._consumer = bus.consumer(group=f"{topics.federation}.consistency", instance=member)
+        self._consumer.subscribe([topics.updates], on_assigned=self._start_where_the_log_says)
+
+    def step(self, timeout_s: float) -> bool:
+        """Inspect what is new; return whether there was anything."""
+        records = self._consumer.poll(timeout_s)
+        for record in records:
+            if is_chunk(record.headers):
+                self._window.add(record)
+            elif record.offset not in self._judged.get(Place(record.topic, record.partition), ()):
+                self._check(record)
+        if records:
+            # 4. Acknowledged before anything is said of progress.
+            self._producer.flush()
+            self._show_progress()
+        return bool(records)
+
+    def _start_where_the_log_says(self, places: frozenset[Place]) -> None:
+        for _ in self._accepted.read_to_end():
+            pass
+        covered = {part.partition: part for part in self._accepted.chain.position.updates}
+        for place in places:
+            part = covered.get(place.partition)
+            self._previous[place] = NO_OFFSET
+            self._judged[place] = frozenset(part.judged_above if part else ())
+            self._consumer.seek(place, part.next_offset if part else self._bus.begin_offset(place))
+
+    def _check(self, record: Record) -> None:
+        place = Place(record.topic, record.partition)
+        # 1. The attempt.
+        self._send("Attempted", Attempted(record.partition, record.offset, self._member), record)
+        self._producer.flush()
+        # 2. and 3. The finding.
+        first_chunk = first_chunk_of(self._inspector, self._window, record)
+        finding = inspect(self._inspector, self._window, record)
+        open_from = self._window.open_from(record.partition, record.offset)
+        facts = checked(record, finding, self._previous[place], first_chunk, open_from, self._member)
+        self._send("Checked", facts, record)
+        self._previous[place] = record.offset
+
+    def _send(self, kind: str, value: object, record: Record) -> None:
+        identity = f"{record.partition}/{record.offset}"
+        subject = printable((record.key or b"").decode(errors="replace"), 100)
+        headers = event_headers(
+            kind, source=self._topics.checked, subject=subject, identity=identity, time_ms=self._clock.wall_ms()
+        )
+        self._producer.send(self._topics.checked, encode(value), partition=0, key=record.key, headers=headers)
+
+    def _show_progress(self) -> None:
+        """Store the group's offsets, which only displays read."""
+        positions = {place: Committed(self._consumer.position(place)) for place in self._consumer.assignment()}
+        try:
+            self._consumer.commit(positions)
+        except PlaceTakenError:
+            return  # The next poll revokes the places; the log decides where their new holder starts.
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+        self._producer.close()
+        self._accepted.close()
+        self._window.close()
+
+
+def first_chunk_of(inspector: Inspector, window: ChunkWindow, record: Record) -> int:
+    """Return the lowest offset that a manifest's chunks take, or its own."""
+    try:
+        payload = inspector.open(record.value).body.payload
+    except InvalidRecord:
+        return record.offset
+    if payload is None or payload.inline is not None:
+        return record.offset
+    return window.first_offset(payload, hint_of(record), record.offset)
+
+
+def checked(record: Record, finding: Finding, previous: int, first_chunk: int, open_from: int, member: str) -> Checked:
+    """Return the record of a finding."""
+    return Checked(
+        record.partition,
+        record.offset,
+        previous,
+        first_chunk,
+        min(open_from, first_chunk),
+        blake3.blake3(record.value or b"").digest(),
+        (record.value or b"") if finding.update else b"",
+        finding.fault,
+        finding.detail,
+        finding.features,
+        member,
+    )

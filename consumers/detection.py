@@ -1,0 +1,294 @@
+"""Group `detection`: judges updates, closes rounds, writes `accepted`. One member is active for a federation, others stand by.
+
+A turn, in order:
+
+1. Inputs are read: `commands`, `rounds`, `health`, `checked`. No state changes but what can be read again.
+2. Decided: refusals that need no cohort, and, where the round can close, the cohort's verdicts with the round itself.
+3. Evidence is acknowledged: accepted payloads in `deltas`, refused bytes in `quarantine`, large features. A crash after this
+   leaves chunks that no event names.
+4. One commit is appended and read back. A crash before it is taken: nothing was decided, the successor decides. A crash after:
+   the log holds all of it. If another writer's commit was taken instead, its events are folded and everything is decided anew.
+5. What was taken is folded. Only now does state change.
+6. Records that are judged and below every open upload are deleted from `updates` and `checked`.
+
+Where it starts: at the position of the last taken commit (invariant I8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from refold.bus.clock import Clock
+from refold.bus.contract import Bus, Consumer, Place, Record
+from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
+from refold.bus.topics import Topics
+from refold.consumers.alerts import Alerts
+from refold.consumers.commands import CommandReader
+from refold.consumers.detectors import Cohort, Ensemble, Opinion
+from refold.consumers.evidence import Evidence
+from refold.consumers.inspection import Inspector
+from refold.consumers.intake import Intake
+from refold.consumers.liveness import Deadline, Liveness
+from refold.consumers.pending import Pending
+from refold.consumers.planning import is_complete
+from refold.consumers.roster import Roster
+from refold.consumers.verdicts import Ruling, events_of
+from refold.producers.lineage import LineageReader
+from refold.schemas.canonical import decode
+from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError, PlaceTakenError
+from refold.schemas.events import Genesis
+from refold.schemas.updates import EVALUATE, TRAIN, Heartbeat
+
+SETTLE_BEATS = 3
+"""Heartbeat intervals that a new member listens before it believes that it knows who is alive."""
+
+
+class Detection:
+    """One member of the group.
+
+    Raises
+    ------
+    NotFoundError
+        There is no federation in the log.
+    IntegrityError
+        `rounds` covers a head of `accepted` that `accepted` does not have: its tail was lost.
+    """
+
+    name = "detection"
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        inspector: Inspector,
+        *,
+        member: str,
+        clock: Clock,
+        ensemble: Ensemble | None = None,
+    ) -> None:
+        self._bus = bus
+        self._topics = topics
+        self._inspector = inspector
+        self._clock = clock
+        self._member = member
+        self._ensemble = ensemble or Ensemble()
+        self._active: _Active | None = None
+        self._consumer = bus.consumer(group=f"{topics.federation}.detection", instance=member)
+        self._consumer.subscribe([topics.checked], on_assigned=self._take_over, on_revoked=self._stand_by)
+
+    def step(self, timeout_s: float) -> bool:
+        """Take one turn; return whether anything was read or decided."""
+        records = self._consumer.poll(timeout_s)
+        if self._active is None:
+            return False
+        return self._active.turn(self._consumer, [record for record in records if record.topic == self._topics.checked])
+
+    def _take_over(self, places: frozenset[Place]) -> None:
+        self._active = _Active(self._bus, self._topics, self._inspector, self._member, self._clock, self._ensemble)
+        for place in places:
+            self._consumer.seek(place, self._active.roster.position.checked)
+
+    def _stand_by(self, places: frozenset[Place]) -> None:
+        if self._active:
+            self._active.close()
+        self._active = None
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._stand_by(frozenset())
+        self._consumer.close()
+
+
+class _Active:
+    """The member that holds the place."""
+
+    def __init__(
+        self, bus: Bus, topics: Topics, inspector: Inspector, member: str, clock: Clock, ensemble: Ensemble
+    ) -> None:
+        self._bus = bus
+        self._topics = topics
+        self._clock = clock
+        self._ensemble = ensemble
+        self._accepted = LedgerReader(bus, topics.accepted)
+        self._rounds = LineageReader(bus, topics)
+        self.roster = _read_roster(self._accepted, self._rounds, topics)
+        self._intake = Intake(bus, topics, inspector, self.roster, self._rounds, clock)
+        self._commands = CommandReader(bus, topics, self.roster)
+        self._health = _health_from_now(bus, topics)
+        self._evidence = Evidence(bus, topics, clock)
+        self._alerts = Alerts(bus, topics, clock)
+        self._writer = LedgerWriter(bus, self._accepted, writer=member, clock=clock)
+        self._liveness = Liveness()
+        self._deadline = Deadline()
+        self._since_s = clock.monotonic_s()
+        self._checked_next = self.roster.position.checked
+
+    def turn(self, consumer: Consumer, records: Sequence[Record]) -> bool:
+        # 1. Inputs.
+        commanded = self._commands.poll()
+        moved = bool(self._rounds.poll())
+        self._hear()
+        for record in records:
+            self._intake.take(record)
+        self._checked_next = consumer.position(Place(self._topics.checked, 0))
+        # 2. Decided.
+        if commanded:
+            return self._commit(commanded, [])
+        ruling = self._decide()
+        if not ruling.judged:
+            return moved or bool(records)
+        # 3. Evidence.
+        written = self._evidence.write(ruling)
+        living = self._liveness.living(self._clock.monotonic_s())
+        return self._commit(events_of(ruling, written, self.roster, living), ruling.judged)
+
+    def _hear(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for record in self._health.poll(0.0):
+            try:
+                beat = decode(record.value or b"", Heartbeat)
+            except InvalidRecord:
+                continue
+            if beat.client in self.roster.clients:
+                self._liveness.beat(beat, now_s)
+
+    def _decide(self) -> Ruling:
+        waiting = self._intake.waiting.values()
+        ruling = Ruling(
+            refused=[item for item in waiting if item.reason],
+            evaluations=[item for item in waiting if not item.reason and _kind(item) == EVALUATE],
+        )
+        ruling.closed_by = self._closing(ruling.refused)
+        if ruling.closed_by:
+            ruling.cohort = self._candidates()
+            ruling.opinions = self._opinions(ruling.cohort)
+        return ruling
+
+    def _candidates(self) -> list[Pending]:
+        found = [item for item in self._intake.waiting.values() if not item.reason and _kind(item) == TRAIN]
+        return sorted(found, key=lambda item: (item.client, item.source))
+
+    def _opinions(self, candidates: list[Pending]) -> list[Opinion]:
+        if self.roster.genesis.defence.mode != "all":
+            return [Opinion((), ()) for _ in candidates]
+        clients = tuple(item.client for item in candidates)
+        features = tuple(item.features() for item in candidates)
+        return self._ensemble.judge(Cohort(self.roster.plan.round, clients, features, self.roster.past_scores()))
+
+    def _closing(self, refused: list[Pending]) -> str:
+        """Return what closes the round now, or ""."""
+        if self.roster.ended or self._rounds.lineage.head != self.roster.closed or self._rounds.lineage.opened is None:
+            return ""
+        now_s = self._clock.monotonic_s()
+        plan = self.roster.plan
+        living = self._liveness.living(now_s)
+        candidates = self._candidates()
+        done = self.roster.done | {item.client for item in [*candidates, *refused] if _is_for(item, plan.round)}
+        settled = now_s - self._since_s >= SETTLE_BEATS * plan.heartbeat_ms / 1000 or done >= self.roster.clients.keys()
+        if settled and is_complete(plan, living & self.roster.clients.keys(), done, len(candidates)):
+            return "complete"
+        waited_s = self._deadline.tick(plan.round, len(living | done) >= plan.minimum, now_s)
+        if not plan.deadline_ms or waited_s * 1000 < plan.deadline_ms:
+            return ""
+        return self._at_deadline(now_s)
+
+    def _at_deadline(self, now_s: float) -> str:
+        self._intake.inspect_to_ends(self._checked_next)
+        if len(self._candidates()) >= self.roster.plan.minimum:
+            return "deadline"
+        self._deadline.extend()
+        self._alerts.raise_(
+            "round",
+            "warning",
+            f"round {self.roster.plan.round} has {len(self._candidates())} updates at its deadline, "
+            f"{self.roster.plan.minimum} are needed",
+            "the deadline was extended and the updates are kept; start more clients or lower `minimum`",
+            self.roster.plan.round,
+        )
+        return ""
+
+    def _commit(self, events: Sequence[object], judged: list[Pending]) -> bool:
+        position = self._intake.position_after(judged, checked=self._checked_next, commands=self._commands.next_offset)
+        # 4. One commit.
+        appended = self._writer.append(tuple(events), position)
+        # 5. The fold.
+        self._fold(appended.entries)
+        if not appended.taken:
+            raise PlaceTakenError(
+                "another detection's commit was taken first",
+                topic=self._topics.accepted,
+                hint="this member stands back and starts again from the log",
+            )
+        # 6. Room.
+        self._delete_judged()
+        return True
+
+    def _fold(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
+            self.roster.fold(entry)
+        self._intake.follow(self.roster.position)
+        self._intake.readmit()
+        self._commands.follow(self.roster)
+
+    def _delete_judged(self) -> None:
+        for partition in self._intake.coverage:
+            place = Place(self._topics.updates, partition)
+            before = self._intake.deletable_below(partition)
+            if before > self._bus.begin_offset(place):
+                self._bus.delete_records(place, before)
+        place = Place(self._topics.checked, 0)
+        if self.roster.position.checked > self._bus.begin_offset(place):
+            self._bus.delete_records(place, self.roster.position.checked)
+
+    def close(self) -> None:
+        for part in (self._accepted, self._rounds, self._intake, self._commands, self._health, self._evidence, self._writer):
+            part.close()
+        self._alerts.close()
+
+
+def _read_roster(accepted: LedgerReader, rounds: LineageReader, topics: Topics) -> Roster:
+    """Fold the whole log, and check that it still has the head that `rounds` covers."""
+    lineage = rounds.read_to_end()
+    roster: Roster | None = None
+    covered = lineage.position.accepted_index == 0
+    for entry in accepted.read_to_end():
+        if roster is None:
+            roster = Roster.of(_genesis_of(entry, topics))
+        roster.fold(entry)
+        if entry.commit.next_index == lineage.position.accepted_index:
+            covered = entry.hash == lineage.position.accepted_hash
+    if roster is None:
+        raise NotFoundError("no federation in this log", topic=topics.accepted, hint="make one with `refold init`")
+    if not covered:
+        raise IntegrityError(
+            f"`rounds` covers `accepted` up to event {lineage.position.accepted_index}, which `accepted` no longer has",
+            topic=topics.accepted,
+            hint="its tail was lost or replaced; restore it from a copy, nothing is written until then",
+        )
+    return roster
+
+
+def _genesis_of(entry: Entry, topics: Topics) -> Genesis:
+    if not entry.events or not isinstance(entry.events[0], Genesis):
+        raise IntegrityError("the log does not begin with a genesis", topic=topics.accepted, offset=entry.offset)
+    return entry.events[0]
+
+
+def _health_from_now(bus: Bus, topics: Topics) -> Consumer:
+    """Read heartbeats from now on: who was alive before is no news."""
+    consumer = bus.consumer()
+    places = [Place(topics.health, partition) for partition in range(bus.topics()[topics.health].partitions)]
+    consumer.assign(places)
+    for place in places:
+        consumer.seek(place, bus.end_offset(place))
+    return consumer
+
+
+def _kind(item: Pending) -> str:
+    return item.body.kind if item.body else ""
+
+
+def _is_for(item: Pending, round_: int) -> bool:
+    return item.body is not None and item.body.kind != EVALUATE and item.body.round == round_
+
+

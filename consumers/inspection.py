@@ -1,0 +1,87 @@
+"""Inspecting one update, cheap to dear: what its bytes and genesis alone decide.
+
+`Inspector` has no state but the federation's schema and secret, so that any member, or detection itself, finds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from refold.consumers.features import Features, FeatureExtractor
+from refold.schemas.canonical import decode
+from refold.schemas.errors import InvalidRecord
+from refold.schemas.events import Genesis
+from refold.schemas.layout import Layout
+from refold.schemas.model import ModelSchema
+from refold.schemas.updates import KINDS, TRAIN, ClientUpdate, UpdateBody
+from refold.state.delta import check_exponents, decode_update
+
+@dataclass(frozen=True, slots=True)
+class Inspector:
+    """Checks updates of one federation."""
+
+    federation: str
+    schema: ModelSchema
+    layout: Layout
+    extractor: FeatureExtractor
+
+    @classmethod
+    def of(cls, genesis: Genesis, secret: bytes) -> Inspector:
+        """Return the inspector of a federation."""
+        schema = genesis.schema
+        return cls(genesis.federation, schema, Layout.of(schema), FeatureExtractor(schema, secret))
+
+    def open(self, value: bytes | None) -> ClientUpdate:
+        """Decode a manifest.
+
+        Raises
+        ------
+        InvalidRecord
+            Its form is wrong; nothing in it can be believed.
+        """
+        if not value:
+            raise InvalidRecord("form", "an empty record")
+        return decode(value, ClientUpdate)
+
+    def check_claims(self, body: UpdateBody) -> None:
+        """Check what the manifest says of itself against the schema.
+
+        Raises
+        ------
+        InvalidRecord
+            ``wrong-federation``, ``schema``, ``codec``, ``examples``, ``lengths`` or ``form``.
+        """
+        if body.federation != self.federation:
+            raise InvalidRecord("wrong-federation", f"meant for {body.federation!r}")
+        if body.kind not in KINDS or (body.kind == TRAIN) != (body.payload is not None):
+            raise InvalidRecord("form", f"an update of kind {body.kind!r} with{'' if body.payload else 'out'} a payload")
+        if body.schema_digest != self.schema.digest:
+            raise InvalidRecord("schema", "made for a model of other tensors, shapes or dtypes")
+        if body.kind != TRAIN:
+            return
+        check_exponents(body.codec, body.exponents, self.schema)
+        if not 1 <= body.num_examples < 2**31:
+            raise InvalidRecord("examples", f"{body.num_examples} examples")
+        if body.raw_bytes != self.layout.size_bytes:
+            raise InvalidRecord("lengths", f"says {body.raw_bytes:,} raw bytes where the model has {self.layout.size_bytes:,}")
+
+    def examine(self, body: UpdateBody, chunks: Iterable[bytes]) -> Features:
+        """Decode a training update block by block and return its features.
+
+        Raises
+        ------
+        InvalidRecord
+            ``compression``, ``layout``, ``lengths``, ``not-finite``, ``out-of-range`` or ``zero-update``.
+        """
+        features = self.extractor.start()
+        untouched = True
+        for block, integers in decode_update(body.codec, body.exponents, chunks, self.schema):
+            tensor = self.schema.tensors[block.tensor]
+            if not tensor.is_float:
+                untouched = untouched and not integers.any()
+                continue
+            features.add(block, integers, 2.0 ** (body.exponents[block.tensor] - tensor.exponent))
+        if features.is_zero and (untouched or any(tensor.is_float for tensor in self.schema.tensors)):
+            raise InvalidRecord("zero-update", "changes nothing")
+        return features.finish()

@@ -1,0 +1,224 @@
+"""From `checked` to pending updates: holes filled, attempts counted, everything admitted or refused once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import blake3
+
+from refold.bus.clock import Clock
+from refold.bus.contract import Bus, Place, Record
+from refold.bus.topics import Topics, is_chunk
+from refold.consumers.admission import authentic, final_reason, refusal
+from refold.consumers.consistency import checked, first_chunk_of, inspect
+from refold.consumers.coverage import Coverage
+from refold.consumers.evidence import record_at
+from refold.consumers.inspection import Inspector
+from refold.consumers.pending import Pending
+from refold.consumers.roster import Roster
+from refold.consumers.window import ChunkWindow
+from refold.producers.lineage import LineageReader
+from refold.schemas.canonical import decode
+from refold.schemas.checks import NO_OFFSET, Attempted, Checked
+from refold.schemas.commits import PartitionPosition, Position
+from refold.schemas.errors import InvalidRecord
+from refold.schemas.updates import ClientUpdate
+
+MAX_ATTEMPTS = 3
+"""Crashes over one update after which it is judged `poison` undecoded."""
+
+Source = tuple[int, int]
+
+
+class Intake:
+    """Everything that waits for a verdict, in the order in which it became known."""
+
+    def __init__(
+        self, bus: Bus, topics: Topics, inspector: Inspector, roster: Roster, rounds: LineageReader, clock: Clock
+    ) -> None:
+        self._bus = bus
+        self._topics = topics
+        self._inspector = inspector
+        self._roster = roster
+        self._rounds = rounds
+        self._clock = clock
+        self._window: ChunkWindow | None = None
+        self._attempts: dict[Source, tuple[int, int]] = {}
+        self._open_from: dict[int, int] = {}
+        self.waiting: dict[Source, Pending] = {}
+        self.holes = 0
+        self.coverage = {
+            partition: Coverage(PartitionPosition(partition, 0, ()))
+            for partition in range(bus.topics()[topics.updates].partitions)
+        }
+        self.follow(roster.position)
+
+    def take(self, record: Record) -> None:
+        """Take in one record of `checked`; what is not one is passed over: only the groups write there."""
+        try:
+            fact: Checked | Attempted = decode(record.value or b"", Checked, Attempted)
+        except InvalidRecord:
+            return
+        coverage = self.coverage.get(fact.partition)
+        if coverage is None:
+            return
+        if isinstance(fact, Attempted):
+            self._attempted(fact, coverage, record.offset)
+            return
+        hole = coverage.hole_before(fact.previous)
+        if hole is not None:
+            self.holes += 1
+            self.inspect_range(fact.partition, *hole, checked_offset=record.offset)
+        self._learn(fact, coverage, record.offset)
+
+    def inspect_range(self, partition: int, first: int, last: int, *, checked_offset: int) -> None:
+        """Do consistency's work for a range of offsets of `updates` of which nothing is known."""
+        self._window = self._window or ChunkWindow(self._bus, self._topics.updates, self._clock)
+        coverage = self.coverage[partition]
+        for record in records_in(self._bus, Place(self._topics.updates, partition), first, last):
+            if is_chunk(record.headers):
+                self._window.add(record)
+                continue
+            if coverage.is_judged(record.offset) or record.offset in coverage.pending:
+                continue
+            first_chunk = first_chunk_of(self._inspector, self._window, record)
+            finding = inspect(self._inspector, self._window, record)
+            fact = checked(record, finding, NO_OFFSET, first_chunk, first_chunk, "detection")
+            self._learn(fact, coverage, checked_offset)
+        coverage.pass_over(last)
+
+    def inspect_to_ends(self, checked_offset: int) -> None:
+        """Make every update known that is in the topic now, so that no deadline closes over one that came in time."""
+        for partition, coverage in self.coverage.items():
+            end = self._bus.end_offset(Place(self._topics.updates, partition))
+            if coverage.seen_to + 1 < end:
+                self.inspect_range(partition, coverage.seen_to + 1, end - 1, checked_offset=checked_offset)
+
+    def _attempted(self, fact: Attempted, coverage: Coverage, checked_offset: int) -> None:
+        source = (fact.partition, fact.offset)
+        if coverage.is_judged(fact.offset) or source in self.waiting:
+            return
+        count, first = self._attempts.get(source, (0, checked_offset))
+        self._attempts[source] = (count + 1, first)
+        if count >= MAX_ATTEMPTS:
+            self._poison(fact, coverage, first)
+
+    def _poison(self, fact: Attempted, coverage: Coverage, checked_offset: int) -> None:
+        """Give up decoding an update: every earlier attempt at it ended in a crash."""
+        record = record_at(self._bus, self._topics.updates, fact.partition, fact.offset)
+        value = (record.value if record else None) or b""
+        detail = f"{MAX_ATTEMPTS} attempts to decode it ended in a crash"
+        digest = blake3.blake3(value).digest()
+        known = Checked(
+            fact.partition, fact.offset, NO_OFFSET, fact.offset, fact.offset, digest, value, "poison", detail, None, fact.member
+        )
+        hole = coverage.hole_before(fact.offset - 1)
+        if hole is not None and hole[0] <= hole[1]:
+            self.inspect_range(fact.partition, *hole, checked_offset=checked_offset)
+        self._learn(known, coverage, checked_offset)
+
+    def _learn(self, fact: Checked, coverage: Coverage, checked_offset: int) -> None:
+        source = (fact.partition, fact.offset)
+        self._open_from[fact.partition] = fact.open_from
+        if not coverage.note(fact.offset):
+            return
+        _, first = self._attempts.pop(source, (0, checked_offset))
+        self.waiting[source] = self._judge_admission(fact, min(first, checked_offset))
+
+    def _judge_admission(self, fact: Checked, checked_offset: int) -> Pending:
+        update = self._decoded(fact)
+        if update is None:
+            return self._unattributed(fact, checked_offset, fact.fault or "form", fact.detail)
+        digest = update.digest
+        fault = authentic(self._roster, update, digest)
+        if fault:
+            return self._unattributed(fact, checked_offset, fault, f"claims to be {update.body.client!r}")
+        body = update.body
+        if body.session_index > self._rounds.lineage.next_index or body.base_round > self._rounds.lineage.head:
+            self._rounds.read_to_end()
+        source = (fact.partition, fact.offset)
+        others = [item for item in self.waiting.values() if item.client == body.client]
+        reason = refusal(self._roster, self._rounds.lineage, others, body, digest, source) or fact.fault or final_reason(body)
+        detail = fact.detail if reason == fact.fault else body.note
+        return Pending(
+            fact.partition,
+            fact.offset,
+            checked_offset,
+            fact.first_chunk,
+            body,
+            digest,
+            fact.manifest,
+            reason,
+            detail,
+            fact.features,
+        )
+
+    def _decoded(self, fact: Checked) -> ClientUpdate | None:
+        if not fact.manifest:
+            return None
+        try:
+            return decode(fact.manifest, ClientUpdate)
+        except InvalidRecord:
+            return None
+
+    def _unattributed(self, fact: Checked, checked_offset: int, reason: str, detail: str) -> Pending:
+        return Pending(
+            fact.partition, fact.offset, checked_offset, fact.first_chunk, None, fact.record_digest, b"", reason, detail
+        )
+
+    def follow(self, position: Position) -> None:
+        """Follow what a taken commit covers: what it judged waits no more."""
+        for part in position.updates:
+            if part.partition in self.coverage:
+                self.coverage[part.partition].take(part)
+        self.waiting = {s: item for s, item in self.waiting.items() if not self.coverage[s[0]].is_judged(s[1])}
+        self._attempts = {s: a for s, a in self._attempts.items() if not self.coverage[s[0]].is_judged(s[1])}
+
+    def position_after(self, judged: list[Pending], *, checked: int, commands: int) -> Position:
+        """Return the position of a commit that judges these.
+
+        Parameters
+        ----------
+        checked, commands
+            Next offsets of these topics that were not read yet.
+        """
+        sources = {item.source for item in judged}
+        parts = tuple(
+            coverage.after({offset for place, offset in sources if place == partition})
+            for partition, coverage in sorted(self.coverage.items())
+        )
+        needed = [item.checked_offset for source, item in self.waiting.items() if source not in sources]
+        needed += [first for _, first in self._attempts.values()]
+        return Position(updates=parts, checked=min([checked, *needed]), commands=commands)
+
+    def readmit(self) -> None:
+        """Ask again what depends on the log, after it moved: a round closed, a client was enrolled or the federation ended."""
+        for item in self.waiting.values():
+            if item.body is None or item.reason:
+                continue
+            item.reason = refusal(self._roster, self._rounds.lineage, (), item.body, item.digest, item.source)
+
+    def deletable_below(self, partition: int) -> int:
+        """Return the offset of `updates` below which nothing is needed any more."""
+        coverage = self.coverage[partition]
+        needed = [item.first_chunk for item in self.waiting.values() if item.partition == partition]
+        settled = coverage.after(set()).next_offset
+        return min([settled, self._open_from.get(partition, 0), *needed])
+
+    def close(self) -> None:
+        """Let go of the window."""
+        if self._window:
+            self._window.close()
+
+
+def records_in(bus: Bus, place: Place, first: int, last: int) -> Iterator[Record]:
+    """Yield the records of a range of offsets, both ends included, as far as they exist."""
+    end = min(bus.end_offset(place), last + 1)
+    with bus.consumer() as consumer:
+        consumer.assign([place])
+        consumer.seek(place, first)
+        while consumer.position(place) < end:
+            for record in consumer.poll(1.0):
+                if record.offset >= end:
+                    return
+                yield record

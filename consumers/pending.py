@@ -1,0 +1,71 @@
+"""An update on its way through detection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refold.consumers.features import Features
+from refold.schemas.events import Origin
+from refold.schemas.updates import UpdateBody
+
+
+@dataclass(slots=True)
+class Pending:
+    """An update without a verdict.
+
+    Parameters
+    ----------
+    checked_offset
+        Where in `checked` it was told of; the log's position stays at or below it until the verdict.
+    body, digest
+        None and the record's own digest where nobody can be held to it.
+    manifest
+        The record's bytes, where they are an update.
+    reason, detail
+        Why it is refused already; "" for a candidate.
+    packed
+        Features of a sound training update.
+    """
+
+    partition: int
+    offset: int
+    checked_offset: int
+    first_chunk: int
+    body: UpdateBody | None
+    digest: bytes
+    manifest: bytes
+    reason: str = ""
+    detail: str = ""
+    packed: bytes | None = None
+
+    @property
+    def source(self) -> tuple[int, int]:
+        """Partition and offset in `updates`."""
+        return (self.partition, self.offset)
+
+    @property
+    def client(self) -> str:
+        """The client that is held to it, or ""."""
+        return self.body.client if self.body else ""
+
+    def features(self) -> Features:
+        """Return the features of a sound training update."""
+        assert self.packed is not None
+        return Features.unpack(self.packed)
+
+    def origin(self) -> Origin:
+        """Return what its verdict says of it."""
+        assert self.body is not None
+        body = self.body
+        return Origin(
+            self.partition,
+            self.offset,
+            self.digest,
+            body.client,
+            body.key_id,
+            body.session_index,
+            body.session_nonce,
+            body.sequence,
+            body.kind,
+            body.base_round,
+        )

@@ -1,0 +1,90 @@
+"""Plans, weights and closing: decided from values alone, without a clock or a bus."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from refold.consumers.features import Features
+from refold.schemas.model import ModelSchema
+from refold.schemas.plans import Everyone, PlanPolicy, RoundPlan
+from refold.state.delta import RANGE_BITS, fit_exponent
+
+WEIGHT_CAP = 8
+"""An update weighs at most this many times the median of its cohort, whatever number of examples it claims."""
+
+
+def plan_round(policy: PlanPolicy, round_: int, exponents: tuple[int, ...], living: Collection[str]) -> RoundPlan:
+    """Return the plan of a round.
+
+    Parameters
+    ----------
+    exponents
+        The grid's k for each tensor.
+    living
+        Clients known to live. The share is widened so that at least the minimum of these is selected.
+    """
+    plan = RoundPlan(
+        round_,
+        0,
+        policy.evaluate_every > 0 and round_ % policy.evaluate_every == 0,
+        policy.minimum,
+        policy.deadline_ms,
+        policy.heartbeat_ms,
+        policy.max_staleness,
+        policy.codec,
+        policy.sigma_divisor,
+        exponents,
+        policy.config_at(round_),
+        policy.seed,
+    )
+    return replace(plan, select_below=_threshold(plan, policy, living))
+
+
+def _threshold(plan: RoundPlan, policy: PlanPolicy, living: Collection[str]) -> int:
+    if policy.share_ppm >= 1_000_000:
+        return Everyone
+    share = Everyone * policy.share_ppm // 1_000_000
+    draws = sorted(plan.draw(client) for client in living)
+    if len(draws) < policy.minimum:
+        return Everyone
+    return max(share, draws[policy.minimum - 1] + 1)
+
+
+def grid_exponents(
+    schema: ModelSchema, cohort: Sequence[Features], *, divisor: int, before: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the next plan's k for each tensor: the cell nearest to the cohort's median spread divided by `divisor`.
+
+    A tensor that nobody changed keeps its exponent.
+    """
+    if not cohort:
+        return before
+    norms = np.median([features.tensor_norms for features in cohort], axis=0)
+    found = []
+    for tensor, norm, old in zip(schema.tensors, norms, before, strict=True):
+        spread = float(norm) / math.sqrt(max(tensor.size, 1)) * 2.0**tensor.exponent
+        found.append(fit_exponent(spread, divisor=divisor, high=RANGE_BITS - 8) if tensor.is_float and spread > 0 else old)
+    return tuple(found)
+
+
+def update_weight(num_examples: int, staleness: int, policy: PlanPolicy) -> int:
+    """Return an update's weight: its examples, capped by the policy, halved for each round that its base lies behind."""
+    return max(1, min(num_examples, policy.max_examples) >> staleness)
+
+
+def capped(weights: Sequence[int]) -> list[int]:
+    """Return weights of which none exceeds `WEIGHT_CAP` times the median; the number of examples is only a claim."""
+    if not weights:
+        return []
+    most = max(1, WEIGHT_CAP * sorted(weights)[len(weights) // 2])
+    return [min(weight, most) for weight in weights]
+
+
+def is_complete(plan: RoundPlan, living: Collection[str], done: Collection[str], candidates: int) -> bool:
+    """Whether every living selected client has answered, and enough of them with an update."""
+    waited_for = {client for client in living if plan.selects(client)}
+    return candidates >= plan.minimum and waited_for <= set(done)

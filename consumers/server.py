@@ -1,0 +1,197 @@
+"""A server: members of the groups, each in a thread of its own, until told to stop.
+
+Every member restarts itself from the log when the bus failed or its place went to another; nothing it held in memory matters.
+Errors that no restart mends (a broken log, a wrong setting) end the server with that error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from refold.bus.clock import Clock, SystemClock
+from refold.bus.contract import Bus
+from refold.bus.ledger import LedgerReader
+from refold.bus.topics import Topics
+from refold.consumers.aggregation import Aggregation
+from refold.consumers.consistency import Consistency
+from refold.consumers.detection import Detection
+from refold.consumers.detectors import Ensemble
+from refold.consumers.inspection import Inspector
+from refold.consumers.snapshots import Snapshots
+from refold.schemas.errors import BusError, NotFoundError, PlaceTakenError, TryAgainError, UsageError
+from refold.schemas.events import Genesis
+
+log = logging.getLogger("refold.server")
+
+GROUPS = ("consistency", "detection", "aggregation", "snapshots")
+STEP_S = 0.05
+BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Member(Protocol):
+    """One member of a group."""
+
+    name: str
+
+    def step(self, timeout_s: float) -> bool:
+        """Do what there is to do, waiting at most so long for it; return whether anything was done."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+def read_genesis(bus: Bus, topics: Topics) -> Genesis:
+    """Return the first event of `accepted`.
+
+    Raises
+    ------
+    NotFoundError
+        There is no federation of this name on the bus.
+    """
+    if topics.accepted not in bus.topics():
+        raise NotFoundError(f"no federation {topics.federation!r} on this bus", hint="make one with `refold init`")
+    reader = LedgerReader(bus, topics.accepted)
+    try:
+        for entry in reader.read_to_end():
+            if entry.events and isinstance(entry.events[0], Genesis):
+                return entry.events[0]
+    finally:
+        reader.close()
+    raise NotFoundError("the log is empty", topic=topics.accepted, hint="make the federation with `refold init`")
+
+
+class Server:
+    """Members of some or all groups in one process.
+
+    Parameters
+    ----------
+    secret
+        The server's seed; its digest is in genesis.
+    groups
+        Which of `GROUPS` to run; a name given twice runs two members.
+    member
+        What this process calls itself in the log, unique among those alive.
+    ensemble
+        Detectors to judge with; the built-in ones if None.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        secret: bytes,
+        *,
+        groups: Sequence[str] = GROUPS,
+        member: str = "",
+        clock: Clock | None = None,
+        ensemble: Ensemble | None = None,
+    ) -> None:
+        unknown = sorted(set(groups) - set(GROUPS))
+        if unknown:
+            raise UsageError(f"no group {', '.join(unknown)}", hint=f"there are {', '.join(GROUPS)}")
+        self._bus = bus
+        self._topics = topics
+        self._secret = secret
+        self._groups = tuple(groups)
+        self._clock = clock or SystemClock()
+        self._ensemble = ensemble
+        self.member = member or f"{socket.gethostname()[:40]}-{os.getpid()}-{os.urandom(2).hex()}"
+        self._genesis = read_genesis(bus, topics)
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start every member's thread and return."""
+        for number, group in enumerate(self._groups):
+            make = self._factory(group, f"{self.member}-{group}-{number}")
+            thread = threading.Thread(target=self._run, args=(group, make), name=f"refold-{group}-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until stopped or failed; return False if `timeout_s` ran out first.
+
+        Raises
+        ------
+        RefoldError
+            What no restart mends.
+        """
+        stopped = self._stop.wait(timeout_s)
+        if self._failure is not None:
+            self.stop()
+            raise self._failure
+        return stopped
+
+    def stop(self) -> None:
+        """Stop all members and return once they left their groups. Idempotent."""
+        self._stop.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._threads.clear()
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _factory(self, group: str, member: str) -> Callable[[], Member]:
+        bus, topics, clock = self._bus, self._topics, self._clock
+        match group:
+            case "consistency":
+                return lambda: Consistency(bus, topics, self._inspector(), member=member, clock=clock)
+            case "detection":
+                return lambda: Detection(
+                    bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble
+                )
+            case "aggregation":
+                return lambda: Aggregation(bus, topics, self._genesis, member=member, clock=clock)
+            case _:
+                return lambda: Snapshots(bus, topics, self._genesis, member=member, clock=clock)
+
+    def _inspector(self) -> Inspector:
+        return Inspector.of(self._genesis, self._secret)
+
+    def _run(self, group: str, make: Callable[[], Member]) -> None:
+        try:
+            self._run_again_and_again(group, make)
+        except BaseException as error:
+            self._failure = error
+            self._stop.set()
+
+    def _run_again_and_again(self, group: str, make: Callable[[], Member]) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            member: Member | None = None
+            try:
+                member = make()
+                while not self._stop.is_set():
+                    if member.step(STEP_S):
+                        failures = 0
+            except (BusError, TryAgainError, PlaceTakenError) as error:
+                pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
+                failures += 1
+                log.warning("%s starts again from the log in %.1f s: %s", group, pause_s, error)
+                self._stop.wait(pause_s)
+            finally:
+                _close(member)
+
+
+def _close(member: Member | None) -> None:
+    """Leave the group; a bus that fails now finds out by the lease."""
+    if member is None:
+        return
+    try:
+        member.close()
+    except BusError as error:
+        log.warning("%s could not leave its group: %s", member.name, error)

@@ -1,0 +1,194 @@
+"""Group `snapshots`: takes and prunes snapshots by policy, beside training. One member is active.
+
+A snapshot is written in this order:
+
+1. Its chunks are acknowledged in `snapshot-chunks`, under keys of this attempt alone. A crash after this leaves an attempt that
+   no manifest names; the sweeper removes it once it is older than the grace.
+2. Its manifest is acknowledged in `snapshots`. Only now is it a snapshot.
+
+One is pruned in this order:
+
+1. The manifest's tombstone. A crash after this leaves chunks for the sweeper.
+2. The chunks' tombstones.
+
+A snapshot only saves time. It is never trusted over the log, which holds its digest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from refold.bus.clock import Clock
+from refold.bus.contract import Bus, Place
+from refold.bus.payloads import Sent, send_payload
+from refold.bus.topics import Topics, event_headers
+from refold.consumers.intake import records_in
+from refold.consumers.standby import Standby
+from refold.producers.history import History
+from refold.schemas.canonical import encode
+from refold.schemas.codec import encode_raw
+from refold.schemas.events import Genesis, SnapshotTaken
+from refold.schemas.layout import Layout
+from refold.state.model_state import ModelState
+
+GRACE_MS = 3_600_000
+"""Age of an attempt without a manifest after which its chunks are swept."""
+
+
+class Snapshots(Standby):
+    """One member of the group."""
+
+    name = "snapshots"
+
+    def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, *, member: str, clock: Clock) -> None:
+        super().__init__(
+            bus,
+            group=f"{topics.federation}.snapshots",
+            topic=topics.rounds,
+            member=member,
+            start=lambda: _Active(bus, topics, genesis, member, clock),
+        )
+
+
+class _Active:
+    """The member that holds the place."""
+
+    def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, member: str, clock: Clock) -> None:
+        self._bus = bus
+        self._topics = topics
+        self._genesis = genesis
+        self._member = member
+        self._clock = clock
+        self._history = History(bus, topics, genesis=genesis)
+        self._producer = bus.producer()
+        self._partitions = bus.topics()[topics.snapshot_chunks].partitions
+        self._state: ModelState | None = None
+        self._history.refresh()
+        self._sweep()
+
+    def turn(self) -> bool:
+        before = self._history.lineage.next_index
+        lineage = self._history.refresh()
+        if lineage.opened is None:
+            return False
+        due = self._due()
+        if due is not None:
+            self._take(due)
+            self._prune()
+        return due is not None or lineage.next_index != before
+
+    def _due(self) -> int | None:
+        """Return the round to snapshot now: genesis first, then the newest that the policy asks for."""
+        if 0 not in self._history.snapshots:
+            return 0
+        every = self._genesis.snapshots.every_rounds
+        newest = self._history.lineage.head // every * every
+        return newest if newest > max(self._history.snapshots) else None
+
+    def _take(self, round_: int) -> None:
+        held, self._state = self._state, None
+        state = self._history.rebuild(round_, held=held if held and held.round <= round_ else None)
+        attempt = os.urandom(8)
+        # 1. Chunks.
+        layout = Layout.of(state.schema)
+        parameters = self._send(round_, attempt, b"p", encode_raw(state.parameters, layout))
+        slots = self._send_slots(round_, attempt, state)
+        self._producer.flush()
+        # 2. The manifest.
+        tree = state.tree()
+        reader = self._history.rounds.reader
+        manifest = SnapshotTaken(
+            round_,
+            attempt,
+            tree.parameters_digest,
+            tree.state_digest,
+            parameters.placed(),
+            slots.placed() if slots else None,
+            tuple(state.slot_exponents.items()),
+            reader.chain.next_index,
+            reader.chain.head,
+            self._clock.wall_ms(),
+        )
+        self._send_manifest(round_, encode(manifest))
+        self._history.refresh()
+        self._state = state
+
+    def _send_slots(self, round_: int, attempt: bytes, state: ModelState) -> Sent | None:
+        if not state.slots:
+            return None
+        flat = [array for arrays in state.slots.values() for array in arrays]
+        layout = Layout.of_slots(state.schema, tuple(state.slots))
+        return self._send(round_, attempt, b"s", encode_raw(flat, layout))
+
+    def _send(self, round_: int, attempt: bytes, part: bytes, chunks: Iterable[bytes]) -> Sent:
+        return send_payload(
+            self._producer,
+            self._topics.snapshot_chunks,
+            self._partitions,
+            chunks,
+            key=str(round_).encode(),
+            key_of=lambda index: chunk_key(round_, attempt, part, index),
+        )
+
+    def _send_manifest(self, round_: int, value: bytes | None) -> None:
+        key = str(round_).encode()
+        headers = event_headers(
+            "SnapshotTaken",
+            source=self._topics.snapshots,
+            subject=f"round {round_}",
+            identity=str(round_),
+            time_ms=self._clock.wall_ms(),
+        )
+        self._producer.send(self._topics.snapshots, value, key=key, partition=0, headers=headers)
+        self._producer.flush()
+
+    def _prune(self) -> None:
+        """Keep the newest, as many as the policy says, and genesis."""
+        kept = self._genesis.snapshots.keep_last
+        for round_ in sorted(self._history.snapshots)[1:-kept]:
+            taken = self._history.snapshots[round_]
+            self._send_manifest(round_, None)
+            self._drop_chunks(taken)
+        self._history.refresh()
+
+    def _drop_chunks(self, taken: SnapshotTaken) -> None:
+        for part, payload in ((b"p", taken.parameters), (b"s", taken.slots)):
+            if payload is None or payload.hint is None:
+                continue
+            for index in range(len(payload.chunks)):
+                key = chunk_key(taken.round, taken.attempt, part, index)
+                self._producer.send(self._topics.snapshot_chunks, None, key=key, partition=payload.hint.partition)
+        self._producer.flush()
+
+    def _sweep(self) -> None:
+        """Remove chunks of attempts that no manifest names, sparing those that may still be under way."""
+        named = {taken.attempt for taken in self._history.snapshots.values()}
+        before_ms = self._clock.wall_ms() - GRACE_MS
+        for partition in range(self._partitions):
+            place = Place(self._topics.snapshot_chunks, partition)
+            live = {}
+            for record in records_in(self._bus, place, self._bus.begin_offset(place), self._bus.end_offset(place) - 1):
+                live[record.key or b""] = None if record.value is None else record.timestamp_ms
+            for key, written_ms in live.items():
+                if written_ms is not None and written_ms < before_ms and attempt_of(key) not in named:
+                    self._producer.send(place.topic, None, key=key, partition=partition)
+        self._producer.flush()
+
+    def close(self) -> None:
+        self._history.close()
+        self._producer.close()
+
+
+def chunk_key(round_: int, attempt: bytes, part: bytes, index: int) -> bytes:
+    """Return the key of a chunk: its round, its writer's attempt, its part of the state and its number."""
+    return b"%d/%s/%s/%d" % (round_, attempt.hex().encode(), part, index)
+
+
+def attempt_of(key: bytes) -> bytes:
+    """Return the attempt that a chunk's key names; empty bytes where it names none."""
+    fields = key.split(b"/")
+    try:
+        return bytes.fromhex(fields[1].decode()) if len(fields) == 4 else b""
+    except ValueError:
+        return b""

@@ -1,0 +1,189 @@
+"""From a ruling to the events that record it. Pure: what had to be written is written already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import blake3
+
+from refold.consumers.detectors import Opinion
+from refold.consumers.pending import Pending
+from refold.consumers.planning import capped, grid_exponents, plan_round, update_weight
+from refold.consumers.roster import Roster
+from refold.schemas.events import (
+    FederationEnded,
+    Member,
+    RoundClosed,
+    Unattributed,
+    UpdateAccepted,
+    UpdateRejected,
+)
+from refold.schemas.payload import Payload
+from refold.state.aggregation import scaled_weights
+
+Source = tuple[int, int]
+RULE = "weighted_mean"
+
+
+@dataclass(slots=True)
+class Ruling:
+    """What detection decided in one turn.
+
+    Parameters
+    ----------
+    refused
+        Updates with a reason that needs no cohort.
+    evaluations
+        Evaluations to accept.
+    cohort, opinions
+        Where `closed_by` is not "": the round's candidates and what the ensemble says of each.
+    """
+
+    refused: list[Pending] = field(default_factory=list)
+    evaluations: list[Pending] = field(default_factory=list)
+    cohort: list[Pending] = field(default_factory=list)
+    opinions: list[Opinion] = field(default_factory=list)
+    closed_by: str = ""
+
+    @property
+    def judged(self) -> list[Pending]:
+        """Every update that gets its verdict."""
+        return [*self.refused, *self.evaluations, *self.cohort]
+
+    def accepted(self) -> list[tuple[Pending, Opinion]]:
+        """Candidates that the ensemble lets in."""
+        return [pair for pair in zip(self.cohort, self.opinions, strict=True) if not pair[1].reasons]
+
+    def rejected(self) -> list[tuple[Pending, Opinion]]:
+        """Candidates that it does not."""
+        return [pair for pair in zip(self.cohort, self.opinions, strict=True) if pair[1].reasons]
+
+
+@dataclass(slots=True)
+class Written:
+    """Where evidence lies: payloads in `deltas`, and features, by source position."""
+
+    deltas: Mapping[Source, Payload] = field(default_factory=dict)
+    features: Mapping[Source, Payload] = field(default_factory=dict)
+
+
+def events_of(ruling: Ruling, written: Written, roster: Roster, living: Collection[str]) -> list[object]:
+    """Return the events of a ruling, in the order in which the log has them."""
+    events: list[object] = [*_refusals(ruling.refused)]
+    events += [_accept_evaluation(item) for item in ruling.evaluations]
+    if not ruling.closed_by:
+        return events
+    events += [_reject(item, opinion, written) for item, opinion in ruling.rejected()]
+    accepted = ruling.accepted()
+    events += [_accept(item, opinion, written, roster) for item, opinion in accepted]
+    if accepted:
+        closing = _close(ruling, roster, living)
+        events.append(closing)
+        if roster.genesis.policy.rounds and closing.round >= roster.genesis.policy.rounds:
+            events.append(FederationEnded(closing.round, "all rounds are done"))
+    return events
+
+
+def _refusals(items: Iterable[Pending]) -> list[object]:
+    """Return one event for each row of equal refusals."""
+    events: list[object] = []
+    for item in items:
+        event = _unattributed(item) if item.body is None else _refuse(item)
+        joined = _joined(events[-1], event) if events else None
+        if joined is None:
+            events.append(event)
+        else:
+            events[-1] = joined
+    return events
+
+
+def _refuse(item: Pending) -> UpdateRejected:
+    return UpdateRejected(item.origin(), item.offset, 1, (item.reason,), item.detail, None, ())
+
+
+def _unattributed(item: Pending) -> Unattributed:
+    return Unattributed(item.partition, item.offset, item.offset, 1, item.digest, item.reason, item.detail)
+
+
+def _joined(last: object, event: object) -> object | None:
+    """Return both as one event where they are a row; None where they are not."""
+    if isinstance(last, UpdateRejected) and isinstance(event, UpdateRejected):
+        same = (last.origin.digest, last.reasons, last.origin.partition) == (
+            event.origin.digest,
+            event.reasons,
+            event.origin.partition,
+        )
+        if same and event.origin.offset > last.last_offset:
+            return replace(last, last_offset=event.origin.offset, count=last.count + 1)
+    if isinstance(last, Unattributed) and isinstance(event, Unattributed):
+        same_row = (last.partition, last.reason) == (event.partition, event.reason)
+        if same_row and event.first_offset > last.last_offset:
+            digest = blake3.blake3(last.digest + event.digest).digest()
+            return replace(last, last_offset=event.last_offset, count=last.count + 1, digest=digest)
+    return None
+
+
+def _accept_evaluation(item: Pending) -> UpdateAccepted:
+    assert item.body is not None
+    body = item.body
+    return UpdateAccepted(
+        item.origin(), 0, body.num_examples, body.metrics, body.codec, body.exponents, None, None, ()
+    )
+
+
+def _accept(item: Pending, opinion: Opinion, written: Written, roster: Roster) -> UpdateAccepted:
+    assert item.body is not None
+    body = item.body
+    weight = update_weight(body.num_examples, roster.closed - body.base_round, roster.genesis.policy)
+    return UpdateAccepted(
+        item.origin(),
+        weight,
+        body.num_examples,
+        body.metrics,
+        body.codec,
+        body.exponents,
+        written.deltas[item.source],
+        written.features[item.source],
+        opinion.scores,
+    )
+
+
+def _reject(item: Pending, opinion: Opinion, written: Written) -> UpdateRejected:
+    detail = "; ".join(
+        score.evidence for score in opinion.scores if score.value > score.threshold
+    )
+    return UpdateRejected(
+        item.origin(), item.offset, 1, opinion.reasons, detail[:4000], written.features[item.source], opinion.scores
+    )
+
+
+def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClosed:
+    policy, plan = roster.genesis.policy, roster.plan
+    accepted = [item for item, _ in ruling.accepted()]
+    claimed = [update_weight(_examples(item), roster.closed - _base(item), policy) for item in accepted]
+    weights = scaled_weights(capped(claimed) if roster.genesis.defence.mode == "all" else claimed)
+    exponents = grid_exponents(
+        roster.genesis.schema,
+        [item.features() for item in accepted],
+        divisor=policy.sigma_divisor,
+        before=plan.exponents,
+    )
+    return RoundClosed(
+        plan.round,
+        roster.closed,
+        tuple(Member(item.digest, item.client, weight) for item, weight in zip(accepted, weights, strict=True)),
+        RULE,
+        roster.genesis.optimizer,
+        roster.genesis.optimizer_settings,
+        ruling.closed_by,
+        plan_round(policy, plan.round + 1, exponents, living),
+    )
+
+
+def _examples(item: Pending) -> int:
+    return item.body.num_examples if item.body else 0
+
+
+def _base(item: Pending) -> int:
+    return item.body.base_round if item.body else 0

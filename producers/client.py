@@ -1,0 +1,315 @@
+"""A client of a federation: asks for tasks, trains elsewhere, submits."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from refold.bus.clock import Clock, SystemClock
+from refold.bus.contract import Bus
+from refold.bus.topics import Topics
+from refold.producers.heartbeat import HeartbeatThread
+from refold.producers.history import History
+from refold.producers.outbox import Outbox, Parcel
+from refold.producers.publisher import Publisher
+from refold.producers.task import Receipt, Task
+from refold.schemas.canonical import Scalar
+from refold.schemas.codec import encode_floats, encode_integers
+from refold.schemas.errors import BusError, NotFoundError, TryAgainError
+from refold.schemas.events import Receipt as ReceiptEvent
+from refold.schemas.keys import SigningKey
+from refold.schemas.layout import Layout
+from refold.schemas.payload import describe
+from refold.schemas.plans import RoundPlan, settings
+from refold.schemas.updates import DECLINE, EVALUATE, TRAIN, UpdateBody
+from refold.state.delta import EXACT, FLOAT32, delta_of
+from refold.state.model_state import ModelState
+
+log = logging.getLogger("refold.client")
+
+REMEMBERED_RECEIPTS = 1024
+POLL_S = 0.25
+
+
+class Client:
+    """One client's session. Use as a context manager; belongs to one thread.
+
+    On entry: 1. `rounds` is read to its end, waiting up to `open_timeout_s` for the federation to open; 2. what the outbox holds
+    from an earlier life is sent again, as the same bytes; 3. a session is opened; 4. heartbeats begin.
+
+    Parameters
+    ----------
+    key
+        Signs everything; its public half must be enrolled under this client's name.
+    properties
+        Told with every heartbeat.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        name: str,
+        key: SigningKey,
+        outbox: Outbox,
+        *,
+        properties: Mapping[str, Scalar] | None = None,
+        open_timeout_s: float = 60.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self.name = name
+        self._bus = bus
+        self._topics = topics
+        self._key = key
+        self._outbox = outbox
+        self._properties = settings(properties or {})
+        self._open_timeout_s = open_timeout_s
+        self._clock = clock or SystemClock()
+        self._receipts: OrderedDict[bytes, str] = OrderedDict()
+        self._history = History(bus, topics, on_receipt=self._take_receipt)
+        self._publisher = Publisher(bus, topics, name, key, outbox, self._clock)
+        self._heartbeat: HeartbeatThread | None = None
+        self._session: tuple[int, bytes] = (0, b"")
+        self._sequence = 0
+        self._state: ModelState | None = None
+        self._answered: dict[tuple[int, str], tuple[bytes, float]] = {}
+        self._resend_at_s: dict[bytes, float] = {}
+
+    def __enter__(self) -> Self:
+        # 1. The log.
+        self._wait_until_open()
+        # 2. The outbox.
+        self._drain()
+        # 3. The session.
+        self._open_session()
+        # 4. Heartbeats.
+        self._heartbeat = HeartbeatThread(
+            self._bus,
+            self._topics,
+            self.name,
+            self._session,
+            interval_s=self._history.lineage.plan.heartbeat_ms / 1000,
+            properties=self._properties,
+            clock=self._clock,
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop; what the outbox holds is sent by the next session."""
+        if self._heartbeat:
+            self._heartbeat.close()
+        self._publisher.close()
+        self._history.close()
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield what this client is asked to do, until the federation ends.
+
+        A task that was not answered when the next one is asked for counts as declined. A client whose update of a round was
+        refused is asked again once the round's deadline has passed and the round is still open.
+        """
+        while True:
+            lineage = self._history.lineage
+            if lineage.ended is not None:
+                self._settle()
+                return
+            plan = lineage.plan
+            asked = self._asked(plan)
+            if asked is None:
+                self._doing("waiting")
+                self._wait_for_news()
+                continue
+            task = self._task(plan, asked)
+            self._doing("evaluating" if asked == EVALUATE else "training")
+            yield task
+            if not task.answered:
+                task.decline("no answer")
+
+    def _asked(self, plan: RoundPlan) -> str | None:
+        """Return what the open round asks of this client and has not got: an evaluation first, then training."""
+        if not plan.selects(self.name):
+            return None
+        if plan.evaluate and (plan.round, EVALUATE) not in self._answered:
+            return EVALUATE
+        if (plan.round, TRAIN) not in self._answered or self._may_try_again(plan):
+            return TRAIN
+        return None
+
+    def _may_try_again(self, plan: RoundPlan) -> bool:
+        digest, at_s = self._answered[plan.round, TRAIN]
+        refused = self._receipts.get(digest, "accepted") != "accepted"
+        return refused and plan.deadline_ms > 0 and self._clock.monotonic_s() - at_s > plan.deadline_ms / 1000
+
+    def _task(self, plan: RoundPlan, kind: str) -> Task:
+        state = self._hold(plan.round - 1 if self._history.lineage.head == 0 else self._history.lineage.head)
+        return Task(self, plan, state, evaluate=kind == EVALUATE)
+
+    def _hold(self, round_: int) -> ModelState:
+        """Bring the parameters held to a round, by whatever way is there."""
+        held, self._state = self._state, None
+        if held is None or held.round != round_:
+            held = self._rebuilt(round_, held)
+        self._state = held
+        if self._heartbeat:
+            digest = self._history.lineage.parameters_digest(round_)
+            self._heartbeat.vitals.round, self._heartbeat.vitals.parameters_digest = round_, digest or bytes(32)
+        return held
+
+    def _rebuilt(self, round_: int, held: ModelState | None) -> ModelState:
+        deadline_s = self._clock.monotonic_s() + self._open_timeout_s
+        while True:
+            self._history.refresh()
+            try:
+                return self._history.rebuild(round_, held=held, slots=False)
+            except NotFoundError:
+                held = None
+                if self._clock.monotonic_s() > deadline_s:
+                    raise
+            self._history.rounds.poll(POLL_S)
+
+    def submit(self, task: Task, kind: str, body: UpdateBody, chunks: tuple[bytes, ...]) -> Receipt:
+        """Keep an update in the outbox and send it; if the bus does not answer it is sent later. Called by `Task`."""
+        parcel = self._publisher.keep(body, chunks)
+        self._sequence += 1
+        answered = TRAIN if kind == DECLINE and not task.evaluate else EVALUATE if task.evaluate else TRAIN
+        self._answered[task.round, answered] = (parcel.digest, self._clock.monotonic_s())
+        self._answered = {k: v for k, v in self._answered.items() if k[0] >= task.round - 8}
+        self._send(parcel)
+        return Receipt(self, parcel.digest)
+
+    def training_body(
+        self, task: Task, local: Mapping[str, Any], num_examples: int, metrics: Mapping[str, float]
+    ) -> tuple[UpdateBody, tuple[bytes, ...]]:
+        """Return the body and chunks of a training update. Called by `Task`.
+
+        Raises
+        ------
+        UsageError
+            The tensors are not the model's.
+        InvalidRecord
+            ``not-finite`` or ``out-of-range``.
+        """
+        plan, state = task.plan, task.state
+        layout = Layout.of(state.schema)
+        exact = plan.codec != "grid"
+        delta = delta_of(state, local, plan=plan.exponents or None, divisor=plan.sigma_divisor, exact=exact)
+        if plan.codec == FLOAT32:
+            floats = [
+                a * 2.0**-t.exponent if t.is_float else a for a, t in zip(delta.arrays, state.schema.tensors, strict=True)
+            ]
+            chunks = tuple(encode_floats([a.astype("f4") if a.dtype.kind == "f" else a for a in floats], layout))
+        else:
+            chunks = tuple(encode_integers(delta.arrays, layout))
+        exponents = delta.exponents if plan.codec != EXACT else tuple(0 for _ in delta.exponents)
+        return self.body(task, TRAIN, num_examples, metrics, chunks, exponents, ""), chunks
+
+    def body(
+        self,
+        task: Task,
+        kind: str,
+        num_examples: int,
+        metrics: Mapping[str, float],
+        chunks: tuple[bytes, ...],
+        exponents: tuple[int, ...],
+        note: str,
+    ) -> UpdateBody:
+        """Return an update's body. Called by `Task`."""
+        schema = task.state.schema
+        payload = describe(chunks) if kind == TRAIN else None
+        return UpdateBody(
+            self._topics.federation,
+            self.name,
+            self._key.key_id,
+            *self._session,
+            self._sequence,
+            kind,
+            task.base_round,
+            self._history.lineage.parameters_digest(task.base_round) or bytes(32),
+            schema.digest,
+            task.plan.codec,
+            exponents,
+            num_examples,
+            tuple(sorted((name, float(value)) for name, value in metrics.items())),
+            payload,
+            Layout.of(schema).size_bytes if kind == TRAIN else 0,
+            note,
+            self._clock.wall_ms(),
+        )
+
+    def outcome(self, digest: bytes) -> str | None:
+        """Return what an update's receipt says, or None as long as there is none: "accepted" or the class of the reason."""
+        return self._receipts.get(digest)
+
+    def wait_for_news(self, timeout_s: float) -> None:
+        """Take in what comes in `rounds`, waiting at most so long, and send again what still waits."""
+        self._history.rounds.poll(timeout_s)
+        self._resend()
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that waits are measured by."""
+        return self._clock
+
+    def _wait_for_news(self) -> None:
+        try:
+            self.wait_for_news(POLL_S)
+        except (BusError, TryAgainError) as error:
+            log.warning("the bus does not answer, trying on: %s", error)
+
+    def _settle(self) -> None:
+        for digest in self._outbox.digests() & self._receipts.keys():
+            self._outbox.drop(digest)
+
+    def _take_receipt(self, receipt: ReceiptEvent) -> None:
+        if receipt.client != self.name:
+            return
+        self._receipts[receipt.digest] = receipt.outcome
+        self._outbox.drop(receipt.digest)
+        self._resend_at_s.pop(receipt.digest, None)
+        while len(self._receipts) > REMEMBERED_RECEIPTS:
+            self._receipts.popitem(last=False)
+
+    def _doing(self, activity: str) -> None:
+        if self._heartbeat:
+            self._heartbeat.vitals.activity = activity
+
+    def _wait_until_open(self) -> None:
+        deadline_s = self._clock.monotonic_s() + self._open_timeout_s
+        self._history.refresh()
+        while self._history.lineage.opened is None:
+            if self._clock.monotonic_s() > deadline_s:
+                raise TryAgainError("the federation did not open", hint="is its server running? start it with `refold serve`")
+            self._history.rounds.poll(POLL_S)
+
+    def _drain(self) -> None:
+        for parcel in self._outbox.waiting():
+            if parcel.digest in self._receipts:
+                self._outbox.drop(parcel.digest)
+            else:
+                self._send(parcel)
+
+    def _open_session(self) -> None:
+        self._history.rounds.read_to_end()
+        self._session = (self._history.lineage.next_index, os.urandom(8))
+        self._sequence = 0
+
+    def _send(self, parcel: Parcel) -> None:
+        try:
+            self._publisher.send(parcel)
+        except (BusError, TryAgainError) as error:
+            self._resend_at_s[parcel.digest] = self._clock.monotonic_s() + 1.0
+            log.warning("an update waits in the outbox, the bus does not answer: %s", error)
+
+    def _resend(self) -> None:
+        """Send again what the bus did not take."""
+        now_s = self._clock.monotonic_s()
+        due = {digest for digest, at_s in self._resend_at_s.items() if now_s >= at_s}
+        for parcel in self._outbox.waiting() if due else ():
+            if parcel.digest in due:
+                del self._resend_at_s[parcel.digest]
+                self._send(parcel)

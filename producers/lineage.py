@@ -1,0 +1,106 @@
+"""The rounds of a federation as `rounds` tells them: what clients, detection and rebuilds know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from refold.bus.contract import Bus
+from refold.bus.ledger import Entry, LedgerReader
+from refold.bus.topics import Topics
+from refold.schemas.commits import Position
+from refold.schemas.errors import NotFoundError
+from refold.schemas.events import FederationEnded, FederationOpened, Receipt, Receipts, RoundCommitted
+from refold.schemas.plans import RoundPlan
+
+Listener = Callable[[Receipt], None]
+
+
+@dataclass(slots=True)
+class Lineage:
+    """A fold over `rounds`. Members of rounds are not kept here, so that memory does not grow with the number of clients.
+
+    Parameters
+    ----------
+    head
+        The newest round; 0 before the first.
+    position
+        What the last commit covers of `accepted`.
+    next_index
+        Index of the next event of `rounds`.
+    """
+
+    opened: FederationOpened | None = None
+    rounds: dict[int, RoundCommitted] = field(default_factory=dict)
+    head: int = 0
+    ended: FederationEnded | None = None
+    next_index: int = 0
+    position: Position = field(default_factory=Position)
+
+    def fold(self, entry: Entry, *, on_receipt: Listener | None = None) -> None:
+        """Take a commit in."""
+        self.position = entry.commit.position
+        self.next_index = entry.commit.next_index
+        for event in entry.events:
+            match event:
+                case FederationOpened():
+                    self.opened = event
+                case RoundCommitted():
+                    self.rounds[event.round] = replace(event, members=())
+                    self.head = event.round
+                case FederationEnded():
+                    self.ended = event
+                case Receipts() if on_receipt is not None:
+                    for receipt in event.receipts:
+                        on_receipt(receipt)
+
+    @property
+    def plan(self) -> RoundPlan:
+        """The plan of the round that is open.
+
+        Raises
+        ------
+        NotFoundError
+            The federation is not open yet.
+        """
+        if self.opened is None:
+            raise NotFoundError("the federation is not open yet", hint="start its server: `refold serve`")
+        return self.rounds[self.head].next_plan if self.head in self.rounds else self.opened.first_plan
+
+    def parameters_digest(self, round_: int) -> bytes | None:
+        """Return the digest of a round's parameters; None for a round that is not in the log."""
+        if round_ == 0 and self.opened is not None:
+            return self.opened.parameters_digest
+        return self.rounds[round_].parameters_digest if round_ in self.rounds else None
+
+    def state_digest(self, round_: int) -> bytes | None:
+        """Return the digest of a round's parameters and slots; None for a round that is not in the log."""
+        if round_ == 0 and self.opened is not None:
+            return self.opened.state_digest
+        return self.rounds[round_].state_digest if round_ in self.rounds else None
+
+
+class LineageReader:
+    """Follows `rounds`."""
+
+    def __init__(self, bus: Bus, topics: Topics, *, on_receipt: Listener | None = None) -> None:
+        self.reader = LedgerReader(bus, topics.rounds)
+        self.lineage = Lineage()
+        self._on_receipt = on_receipt
+
+    def poll(self, timeout_s: float = 0.0) -> list[Entry]:
+        """Take in what is new, waiting up to `timeout_s` for it."""
+        entries = self.reader.poll(timeout_s)
+        for entry in entries:
+            self.lineage.fold(entry, on_receipt=self._on_receipt)
+        return entries
+
+    def read_to_end(self) -> Lineage:
+        """Take in all that is there now, and return the lineage."""
+        for entry in self.reader.read_to_end():
+            self.lineage.fold(entry, on_receipt=self._on_receipt)
+        return self.lineage
+
+    def close(self) -> None:
+        """Let go of the reader."""
+        self.reader.close()

@@ -1,0 +1,140 @@
+"""What a client has to send, on its disk until its receipt is there: a retry sends the same bytes.
+
+One file an update::
+
+    8 bytes   magic
+    8 bytes   length of the manifest, little-endian
+    8 bytes   number of chunks, then 8 bytes of length for each
+    …         the manifest, the chunks
+    32 bytes  BLAKE3 of all before
+
+Durable steps of `put`: 1. the file is written beside its name; 2. it is synced; 3. it gets its name; 4. the folder is synced. A
+crash before 3 leaves a ``.tmp`` file that the next start removes; after 3 the update will be sent.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import blake3
+
+from refold.schemas.errors import ConfigurationError, StorageFullError
+
+MAGIC = b"refold\x00\x01"
+DEFAULT_MAX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """An update as it is sent: its digest, manifest and chunks."""
+
+    digest: bytes
+    manifest: bytes
+    chunks: tuple[bytes, ...]
+
+
+class Outbox:
+    """A folder of updates to send.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there. Belongs to one client; two processes of one client may share it.
+    max_bytes
+        How much may wait in it.
+    """
+
+    def __init__(self, folder: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self._folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def put(self, parcel: Parcel) -> None:
+        """Keep an update until `drop`. Idempotent.
+
+        Raises
+        ------
+        StorageFullError
+            The disk is full, or `max_bytes` would be exceeded; nothing was kept.
+        """
+        name = self._folder / f"{parcel.digest.hex()}.update"
+        data = _pack(parcel)
+        waiting = sum(path.stat().st_size for path in self._folder.glob("*.update"))
+        if waiting + len(data) > self._max_bytes:
+            raise StorageFullError(
+                f"the outbox holds {waiting:,} bytes and may hold {self._max_bytes:,}",
+                path=self._folder,
+                hint="the server does not answer, or raise the outbox's limit",
+            )
+        try:
+            self._write(name, data)
+        except OSError as error:
+            name.with_suffix(".tmp").unlink(missing_ok=True)
+            raise StorageFullError(
+                f"an update could not be kept: {error.strerror}", path=name, hint="make room and submit again"
+            ) from error
+
+    def _write(self, name: Path, data: bytes) -> None:
+        scratch = name.with_suffix(".tmp")
+        # 1. Beside its name.
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            # 2. Durable.
+            os.fsync(file.fileno())
+        # 3. Its name.
+        scratch.replace(name)
+        # 4. The name durable.
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def waiting(self) -> list[Parcel]:
+        """Return what waits, oldest first; a file that is not whole is renamed ``.broken`` and left out."""
+        paths = sorted(self._folder.glob("*.update"), key=lambda path: path.stat().st_mtime_ns)
+        parcels = []
+        for path in paths:
+            try:
+                parcels.append(_unpack(path.read_bytes(), path))
+            except ConfigurationError:
+                path.replace(path.with_suffix(".broken"))
+        return parcels
+
+    def drop(self, digest: bytes) -> None:
+        """Forget an update, its receipt being there. Idempotent."""
+        (self._folder / f"{digest.hex()}.update").unlink(missing_ok=True)
+
+    def digests(self) -> set[bytes]:
+        """Return the digests of what waits."""
+        return {bytes.fromhex(path.stem) for path in self._folder.glob("*.update")}
+
+
+def _pack(parcel: Parcel) -> bytes:
+    lengths = [len(chunk) for chunk in parcel.chunks]
+    head = MAGIC + struct.pack(f"<{2 + len(lengths)}Q", len(parcel.manifest), len(lengths), *lengths)
+    body = b"".join((head, parcel.manifest, *parcel.chunks))
+    return body + blake3.blake3(body).digest()
+
+
+def _unpack(data: bytes, path: Path) -> Parcel:
+    body, digest = data[:-32], data[-32:]
+    if not body.startswith(MAGIC) or blake3.blake3(body).digest() != digest:
+        raise ConfigurationError("not a whole update", path=path)
+    manifest_bytes, count = struct.unpack_from("<2Q", body, 8)
+    lengths: Sequence[int] = struct.unpack_from(f"<{count}Q", body, 24)
+    at = 24 + 8 * count
+    manifest = body[at : at + manifest_bytes]
+    at += manifest_bytes
+    chunks = []
+    for length in lengths:
+        chunks.append(body[at : at + length])
+        at += length
+    return Parcel(bytes.fromhex(path.stem), manifest, tuple(chunks))

@@ -1,0 +1,94 @@
+"""Sending updates: chunks, then the manifest that commits them."""
+
+from __future__ import annotations
+
+from refold.bus.clock import Clock
+from refold.bus.contract import Bus, partition_for
+from refold.bus.topics import Topics, chunk_headers, event_headers, hint_header
+from refold.producers.outbox import Outbox, Parcel
+from refold.schemas.canonical import encode
+from refold.schemas.errors import BusError
+from refold.schemas.keys import UPDATE_TAG, SigningKey
+from refold.schemas.updates import ClientUpdate, UpdateBody, update_digest
+
+
+class Publisher:
+    """Sends one client's updates, each the same bytes however often it is sent.
+
+    Durable steps:
+
+    1. The update is signed and kept in the outbox. A crash after this: the next start sends it.
+    2. Its chunks are acknowledged. A crash after this: they are sent again; the first ones are garbage that no manifest names,
+       or serve just as well, since digests are the reference.
+    3. Its manifest is acknowledged. A crash after this: it may be sent again, and is recognised as a duplicate.
+    4. Its receipt drops it from the outbox.
+    """
+
+    def __init__(self, bus: Bus, topics: Topics, client: str, key: SigningKey, outbox: Outbox, clock: Clock) -> None:
+        self._bus = bus
+        self._topics = topics
+        self._client = client.encode()
+        self._key = key
+        self._outbox = outbox
+        self._clock = clock
+        self._producer = bus.producer()
+        self._partition = partition_for(self._client, bus.topics()[topics.updates].partitions)
+
+    def keep(self, body: UpdateBody, chunks: tuple[bytes, ...]) -> Parcel:
+        """Sign an update and keep it in the outbox; return what is to be sent.
+
+        Raises
+        ------
+        StorageFullError
+            There is no room; nothing was kept.
+        """
+        digest = update_digest(body)
+        manifest = encode(ClientUpdate(body, self._key.sign(UPDATE_TAG, digest)))
+        parcel = Parcel(digest, manifest, chunks)
+        # 1. The outbox.
+        self._outbox.put(parcel)
+        return parcel
+
+    def send(self, parcel: Parcel) -> None:
+        """Send an update's chunks and manifest and wait for their acknowledgement.
+
+        Raises
+        ------
+        BusError, TryAgainError
+            It is not known to be there. It stays in the outbox; send it again.
+        """
+        try:
+            # 2. Chunks.
+            headers = chunk_headers()
+            sent = [
+                self._producer.send(
+                    self._topics.updates, chunk, key=self._client, partition=self._partition, headers=headers
+                )
+                for chunk in parcel.chunks
+            ]
+            self._producer.flush()
+            offsets = [delivery.result(0.0) for delivery in sent]
+            # 3. The manifest.
+            self._send_manifest(parcel, offsets)
+        except BusError:
+            self._producer = self._bus.producer()
+            raise
+
+    def _send_manifest(self, parcel: Parcel, offsets: list[int]) -> None:
+        headers = event_headers(
+            "ClientUpdate",
+            source=self._topics.updates,
+            subject=self._client.decode(),
+            identity=parcel.digest.hex(),
+            time_ms=self._clock.wall_ms(),
+        )
+        if offsets:
+            headers += (hint_header(min(offsets), max(offsets)),)
+        self._producer.send(
+            self._topics.updates, parcel.manifest, key=self._client, partition=self._partition, headers=headers
+        )
+        self._producer.flush()
+
+    def close(self) -> None:
+        """Let go of the producer."""
+        self._producer.close()

@@ -1,0 +1,142 @@
+"""What a client is asked to do, and what becomes of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from refold.schemas.errors import TryAgainError, UsageError
+from refold.schemas.canonical import Scalar
+from refold.schemas.plans import RoundPlan
+from refold.schemas.updates import DECLINE, EVALUATE, TRAIN
+from refold.state.model_state import ModelState
+
+if TYPE_CHECKING:
+    import torch
+
+    from refold.producers.client import Client
+
+MAX_WAIT_S = 0.25
+
+
+class Receipt:
+    """What became of an update. ``accepted`` means: it is in the log and stays there."""
+
+    def __init__(self, client: Client, digest: bytes) -> None:
+        self._client = client
+        self.digest = digest
+
+    @property
+    def outcome(self) -> str | None:
+        """``accepted``, the class of the reason it was refused for, or None as long as there is no verdict."""
+        return self._client.outcome(self.digest)
+
+    def wait(self, timeout_s: float = 60.0) -> str:
+        """Wait for the verdict and return the outcome.
+
+        Raises
+        ------
+        TryAgainError
+            There was none in time. The update is not lost: it is in the log or in the outbox.
+        """
+        deadline_s = self._client.clock.monotonic_s() + timeout_s
+        while self.outcome is None:
+            left_s = deadline_s - self._client.clock.monotonic_s()
+            if left_s <= 0:
+                raise TryAgainError(
+                    f"no verdict within {timeout_s:g} s",
+                    client=self._client.name,
+                    hint="the round may wait for other clients; if it never comes, is this client enrolled with this key?",
+                )
+            self._client.wait_for_news(min(left_s, MAX_WAIT_S))
+        return self.outcome
+
+
+class Task:
+    """A round's work for one client: train from a base round, or evaluate it.
+
+    Parameters
+    ----------
+    plan
+        What the round asks for.
+    state
+        The base round's parameters on the lattice.
+    """
+
+    def __init__(self, client: Client, plan: RoundPlan, state: ModelState, *, evaluate: bool) -> None:
+        self._client = client
+        self.plan = plan
+        self.state = state
+        self.evaluate = evaluate
+        self.answered = False
+
+    @property
+    def round(self) -> int:
+        """The round that is being made."""
+        return self.plan.round
+
+    @property
+    def base_round(self) -> int:
+        """The round whose parameters are given."""
+        return self.state.round
+
+    @property
+    def config(self) -> dict[str, Scalar]:
+        """The plan's settings for this round."""
+        return dict(self.plan.config)
+
+    def numpy(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the base parameters as arrays of their own."""
+        return self.state.numpy()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the base parameters as torch tensors, for ``load_state_dict``."""
+        return self.state.torch()
+
+    def submit(self, state: Mapping[str, Any], *, num_examples: int, metrics: Mapping[str, float] | None = None) -> Receipt:
+        """Send what training made of the parameters: arrays or tensors by name.
+
+        Returns once the update is safe in the outbox and was sent, or will be when the bus answers again.
+
+        Raises
+        ------
+        UsageError
+            The tensors are not the model's, or this task was answered.
+        InvalidRecord
+            A value is not finite, or changed beyond the lattice.
+        StorageFullError
+            There is no room in the outbox.
+        """
+        self._answer(evaluation=False)
+        body, chunks = self._client.training_body(self, state, num_examples, metrics or {})
+        return self._sent(TRAIN, body, chunks)
+
+    def evaluated(self, *, loss: float, metrics: Mapping[str, float] | None = None, num_examples: int = 1) -> Receipt:
+        """Send what the base round is worth on this client's data."""
+        self._answer(evaluation=True)
+        said = {"loss": loss, **(metrics or {})}
+        body = self._client.body(self, EVALUATE, num_examples, said, (), (), "")
+        return self._sent(EVALUATE, body, ())
+
+    def decline(self, reason: str) -> Receipt:
+        """Say that there is nothing to send this round; no blame is attached."""
+        if self.answered:
+            raise UsageError("this task was answered already", round=self.round)
+        body = self._client.body(self, DECLINE, 0, {}, (), (), reason)
+        return self._sent(DECLINE, body, ())
+
+    def _sent(self, kind: str, body: Any, chunks: tuple[bytes, ...]) -> Receipt:
+        receipt = self._client.submit(self, kind, body, chunks)
+        self.answered = True
+        return receipt
+
+    def _answer(self, *, evaluation: bool) -> None:
+        if self.answered:
+            raise UsageError("this task was answered already", round=self.round)
+        if evaluation != self.evaluate:
+            asked = "an evaluation" if self.evaluate else "training"
+            raise UsageError(f"this task asks for {asked}", round=self.round, hint="see `task.evaluate`")
+
+

@@ -1,0 +1,378 @@
+"""`Federation`: one federation on one bus, the way in for everyone."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from refold.bus import open_bus, parse_url
+from refold.bus.clock import SystemClock
+from refold.bus.contract import Bus, Place
+from refold.bus.ledger import LedgerReader, LedgerWriter
+from refold.bus.payloads import send_payload
+from refold.bus.topics import Topics, federations_in
+from refold.consumers.attached import GENESIS, Context, Handler, Subscription
+from refold.consumers.commands import send_command
+from refold.consumers.detectors import Ensemble
+from refold.consumers.planning import plan_round
+from refold.consumers.server import GROUPS, Server, read_genesis
+from refold.keyring import Keyring, key_folder, secret_digest
+from refold.plan import Plan
+from refold.producers.client import Client
+from refold.producers.history import History
+from refold.producers.outbox import Outbox
+from refold.schemas.canonical import Scalar
+from refold.schemas.checks import EndFederation, EnrolClient
+from refold.schemas.codec import encode_raw
+from refold.schemas.commits import Position
+from refold.schemas.errors import NotFoundError, PlaceTakenError, UsageError
+from refold.schemas.events import Defence, Genesis, SnapshotPolicy
+from refold.schemas.keys import SigningKey
+from refold.schemas.layout import Layout
+from refold.schemas.plans import PlanPolicy, settings
+from refold.state.model_state import ModelState, initial_state
+from refold.state.optimizers import FedAvg, Optimizer
+
+DEFENCES = ("all", "consistency", "none")
+
+
+class Federation:
+    """A federation that exists; made by `create` or found by `connect`. Use as a context manager, or `close` it."""
+
+    def __init__(self, bus: Bus, name: str, keys: Path) -> None:
+        self.bus = bus
+        self.topics = Topics(name)
+        self.keyring = Keyring(keys)
+        self._handlers: list[tuple[str, str, str, Handler]] = []
+        self._genesis: Genesis | None = None
+
+    @property
+    def name(self) -> str:
+        """The federation's name."""
+        return self.topics.federation
+
+    @property
+    def url(self) -> str:
+        """The bus URL."""
+        return self.bus.url
+
+    @property
+    def genesis(self) -> Genesis:
+        """The first event of the log: schema, policies, first plan."""
+        if self._genesis is None:
+            self._genesis = read_genesis(self.bus, self.topics)
+        return self._genesis
+
+    def serve(
+        self, groups: Sequence[str] = GROUPS, *, member: str = "", ensemble: Ensemble | None = None
+    ) -> Server:
+        """Return a server of these groups: start it, or use it as a context manager.
+
+        Raises
+        ------
+        NotFoundError, ConfigurationError
+            The server's secret is not in the key folder, or not this federation's.
+        """
+        secret = self.keyring.secret(self.genesis.secret_digest)
+        return Server(self.bus, self.topics, secret, groups=groups, member=member, ensemble=ensemble)
+
+    def client(
+        self,
+        name: str,
+        *,
+        key: str | Path | SigningKey,
+        properties: Mapping[str, Scalar] | None = None,
+        outbox: str | Path | None = None,
+        open_timeout_s: float = 60.0,
+    ) -> Client:
+        """Return a client; use it as a context manager.
+
+        Parameters
+        ----------
+        key
+            Its private key, or the PEM file that holds it.
+        outbox
+            Folder for what is not acknowledged yet; beside the key file if not given.
+        """
+        signing = key if isinstance(key, SigningKey) else SigningKey.load(key)
+        if outbox is None:
+            if isinstance(key, SigningKey):
+                raise UsageError("a client whose key is no file needs an outbox folder", hint="client(…, outbox=FOLDER)")
+            outbox = Path(key).with_suffix(".outbox")
+        return Client(
+            self.bus,
+            self.topics,
+            name,
+            signing,
+            Outbox(outbox),
+            properties=properties,
+            open_timeout_s=open_timeout_s,
+        )
+
+    def enroll(self, name: str, public_key: bytes) -> bytes:
+        """Let a public key (32 bytes) speak for a client from now on; return the command's id. Needs the operator's key."""
+        return self.command(EnrolClient(name, public_key))
+
+    def end(self, reason: str = "ended by the operator") -> bytes:
+        """End the federation. Needs the operator's key."""
+        return self.command(EndFederation(reason))
+
+    def command(self, body: object) -> bytes:
+        """Sign a command with the operator's key and write it."""
+        return send_command(self.bus, self.topics, body, self.keyring.operator(), SystemClock())
+
+    def history(self) -> History:
+        """Return all rounds and snapshots as they stand; close it after use."""
+        history = History(self.bus, self.topics, genesis=self.genesis)
+        history.refresh()
+        return history
+
+    @property
+    def head(self) -> int:
+        """The newest round."""
+        history = self.history()
+        try:
+            return history.lineage.head
+        finally:
+            history.close()
+
+    def rebuild(
+        self, round_: int | None = None, *, start: int | None = None, verify: bool = True, threads: int = 1
+    ) -> ModelState:
+        """Return the state of a round (the newest if None), replayed from the log and checked against its digest.
+
+        Parameters
+        ----------
+        start
+            Replay from the snapshot of this round; the nearest one if None.
+
+        Raises
+        ------
+        NotFoundError
+            No such round.
+        IntegrityError
+            The log, its steps and snapshots do not give the recorded state.
+        """
+        history = self.history()
+        try:
+            wanted = history.lineage.head if round_ is None else round_
+            return history.rebuild(wanted, start=start, verify=verify, threads=threads)
+        finally:
+            history.close()
+
+    def subscribe(
+        self, name: str, topic: str = "accepted", *, start: str = GENESIS, follow: bool = True
+    ) -> Iterator[tuple[Any, Context]]:
+        """Yield a topic's events with their context, from where the reader of this name stopped.
+
+        Parameters
+        ----------
+        follow
+            Wait for more at the end; otherwise stop there.
+        """
+        subscription = Subscription(self.bus, self.topics, name, topic=topic, start=start)
+        try:
+            for batch in subscription.batches():
+                yield from batch
+                if not follow and not batch and subscription.at_end():
+                    return
+        finally:
+            subscription.close()
+
+    def consumer(self, name: str, *, topic: str = "accepted", start: str = GENESIS) -> Callable[[Handler], Handler]:
+        """Register the decorated function to be called with each event and its context, once `run` is called."""
+
+        def register(handler: Handler) -> Handler:
+            self._handlers.append((name, topic, start, handler))
+            return handler
+
+        return register
+
+    def run(self, *, stop: threading.Event | None = None, follow: bool = True) -> None:
+        """Call the registered consumers until `stop` is set, or, without `follow`, until each saw all there is.
+
+        A handler that raises ends the run with its error; its event is delivered again by the next run.
+        """
+        stop = stop or threading.Event()
+        open_ = [
+            (Subscription(self.bus, self.topics, name, topic=topic, start=start), handler)
+            for name, topic, start, handler in self._handlers
+        ]
+        try:
+            streams = [(subscription, subscription.batches(0.1), handler) for subscription, handler in open_]
+            while not stop.is_set():
+                done = True
+                for subscription, stream, handler in streams:
+                    batch = next(stream)
+                    for event, context in batch:
+                        handler(event, context)
+                    done = done and not batch and subscription.at_end()
+                if done and not follow:
+                    return
+        finally:
+            for subscription, _ in open_:
+                subscription.close()
+
+    def close(self) -> None:
+        """Let go of the bus. Idempotent."""
+        self.bus.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def connect(url: str, *, keys: str | Path | None = None, bus: Bus | None = None) -> Federation:
+    """Find the federation that a URL names.
+
+    Parameters
+    ----------
+    keys
+        The server's and operator's key folder; see `refold.keyring.key_folder`. Clients and readers need none.
+
+    Raises
+    ------
+    NotFoundError
+        There is none, or several and the URL names none of them.
+    """
+    bus = bus or open_bus(url, create=False)
+    found = federations_in(bus.topics())
+    wanted = parse_url(url).federation
+    if wanted is None and len(found) == 1:
+        wanted = found[0]
+    if wanted is None or wanted not in found:
+        bus.close()
+        there = ", ".join(found) or "none"
+        hint = "make one with `refold init`" if not found else "name one in the URL: sqlite:FILE?federation=NAME"
+        raise NotFoundError(f"no federation{f' {wanted!r}' if wanted else ' chosen'} on this bus; there: {there}", hint=hint)
+    return Federation(bus, wanted, key_folder(url, keys))
+
+
+def create(
+    url: str,
+    initial: Mapping[str, Any],
+    *,
+    optimizer: Optimizer | None = None,
+    plan: Plan | None = None,
+    snapshots: SnapshotPolicy | None = None,
+    defence: str = "all",
+    partitions: int = 4,
+    keys: str | Path | None = None,
+    rules: Mapping[str, str] | None = None,
+    bus: Bus | None = None,
+) -> Federation:
+    """Make a federation: topics, initial state, genesis.
+
+    Durable steps: 1. keys; 2. topics; 3. the initial state's chunks; 4. genesis, one commit. A crash before 4. leaves a bus without
+    a federation, and `create` can be called again.
+
+    Parameters
+    ----------
+    initial
+        Round 0: arrays or tensors by name, float32 or integers, as ``model.state_dict()`` gives them.
+    optimizer
+        The server's; FedAvg if None.
+    snapshots
+        Every how many rounds, and how many are kept; every 10 and 3 if None.
+    defence
+        ``all``; ``consistency`` without anomaly detection; ``none`` for comparisons: integrity checks alone.
+    partitions
+        Of the topics that are spread over clients.
+    rules
+        How integer tensors combine, by name: ``max``, ``sum`` or ``last``.
+
+    Raises
+    ------
+    PlaceTakenError
+        There is such a federation already.
+    UsageError
+        A tensor, setting or name that cannot be used.
+    """
+    if defence not in DEFENCES:
+        raise UsageError(f"defence {defence!r} is not one of {', '.join(DEFENCES)}")
+    policy = (plan or Plan()).policy()
+    state = initial_state(initial, rules)
+    bus = bus or open_bus(url)
+    name = parse_url(url).federation or _default_name(url)
+    federation = Federation(bus, name, key_folder(url, keys))
+    if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):
+        raise PlaceTakenError(f"there is a federation {name!r} on this bus", hint="connect to it, or choose another name")
+    # 1. Keys.
+    operator, secret = federation.keyring.create()
+    # 2. Topics.
+    bus.create_topics(federation.topics.specs(partitions))
+    # 3. and 4. The initial state and genesis.
+    _write_genesis(
+        federation,
+        state,
+        policy=policy,
+        optimizer=optimizer or FedAvg(),
+        snapshots=snapshots or SnapshotPolicy(10, 3),
+        defence=Defence(defence, settings({})),
+        operator=operator.public,
+        secret=secret,
+        partitions=partitions,
+    )
+    return federation
+
+
+def _write_genesis(
+    federation: Federation,
+    state: ModelState,
+    *,
+    policy: PlanPolicy,
+    optimizer: Optimizer,
+    snapshots: SnapshotPolicy,
+    defence: Defence,
+    operator: bytes,
+    secret: bytes,
+    partitions: int,
+) -> None:
+    bus, topics, clock = federation.bus, federation.topics, SystemClock()
+    with bus.producer() as producer:
+        chunks = encode_raw(state.parameters, Layout.of(state.schema))
+        sent = send_payload(producer, topics.deltas, partitions, chunks, key=state.schema.digest)
+        producer.flush()
+    tree = state.tree()
+    genesis = Genesis(
+        topics.federation,
+        state.schema,
+        sent.placed(),
+        tree.parameters_digest,
+        tree.state_digest,
+        policy,
+        plan_round(policy, 1, tuple(0 for _ in state.schema.tensors), ()),
+        optimizer.name,
+        optimizer.settings(),
+        snapshots,
+        defence,
+        (operator,),
+        secret_digest(secret),
+        clock.wall_ms(),
+    )
+    reader = LedgerReader(bus, topics.accepted)
+    writer = LedgerWriter(bus, reader, writer="create", clock=clock)
+    try:
+        for _ in reader.read_to_end():
+            pass
+        if reader.chain.commits or not writer.append((genesis,), Position()).taken:
+            raise PlaceTakenError(f"there is a federation {topics.federation!r} on this bus", hint="connect to it")
+    finally:
+        writer.close()
+        reader.close()
+
+
+def _has_log(bus: Bus, topics: Topics) -> bool:
+    return bus.end_offset(Place(topics.accepted, 0)) > 0
+
+
+def _default_name(url: str) -> str:
+    """Return a federation's name where the URL has none: the file's own, as far as its letters allow."""
+    location = parse_url(url).location
+    stem = Path(location).stem if location else "federation"
+    return re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:64] or "federation"

@@ -1,0 +1,83 @@
+"""The server's keys: the operator's, which signs commands, and the secret seed of sketches. One folder, readable by its owner."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import blake3
+
+from refold.bus import parse_url
+from refold.schemas.errors import ConfigurationError, NotFoundError
+from refold.schemas.keys import SigningKey
+
+OPERATOR, SECRET = "operator.pem", "server.secret"
+
+
+def key_folder(url: str, folder: str | Path | None) -> Path:
+    """Return where a federation's keys lie: as given, by ``REFOLD_KEYS``, or beside the bus file as ``NAME.keys``."""
+    if folder is not None:
+        return Path(folder)
+    if os.environ.get("REFOLD_KEYS"):
+        return Path(os.environ["REFOLD_KEYS"])
+    target = parse_url(url)
+    if target.scheme == "sqlite":
+        return Path(target.location).with_suffix(".keys")
+    return Path.home() / ".config" / "refold" / "keys"
+
+
+class Keyring:
+    """A folder of keys."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def create(self) -> tuple[SigningKey, bytes]:
+        """Return operator key and secret, making what is not there."""
+        operator = SigningKey.load_or_create(self.folder / OPERATOR)
+        path = self.folder / SECRET
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(os.urandom(32))
+                file.flush()
+                os.fsync(file.fileno())
+        return operator, self.secret()
+
+    def operator(self) -> SigningKey:
+        """Return the operator's key.
+
+        Raises
+        ------
+        NotFoundError
+            It is not in the folder.
+        """
+        if not (self.folder / OPERATOR).exists():
+            raise NotFoundError("no operator key", path=self.folder / OPERATOR, hint="say where with --keys or REFOLD_KEYS")
+        return SigningKey.load(self.folder / OPERATOR)
+
+    def secret(self, expected: bytes | None = None) -> bytes:
+        """Return the secret seed, 32 bytes.
+
+        Raises
+        ------
+        NotFoundError
+            It is not in the folder.
+        ConfigurationError
+            It is not the one whose digest genesis names.
+        """
+        path = self.folder / SECRET
+        try:
+            secret = path.read_bytes()
+        except FileNotFoundError as error:
+            raise NotFoundError("no server secret", path=path, hint="say where with --keys or REFOLD_KEYS") from error
+        if len(secret) != 32 or (expected is not None and secret_digest(secret) != expected):
+            raise ConfigurationError(
+                "not this federation's secret", path=path, hint="point --keys at the folder that `refold init` made"
+            )
+        return secret
+
+
+def secret_digest(secret: bytes) -> bytes:
+    """Return what genesis says of the secret."""
+    return blake3.blake3(secret, derive_key_context="refold 2026 server secret").digest()

@@ -1,0 +1,119 @@
+"""`Plan`: how a federation's rounds go, as its maker says it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from refold.schemas.canonical import Scalar
+from refold.schemas.errors import UsageError
+from refold.schemas.plans import ConfigSpan, PlanPolicy, Schedule, Settings, settings
+
+Config = Mapping[str, Scalar | Schedule] | Callable[[int], Mapping[str, Scalar]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rounds go; recorded in the log when the federation is made.
+
+    Parameters
+    ----------
+    share
+        Share of the living clients that a round selects, above 0 to 1. Widened where it would select fewer than `minimum`.
+    minimum
+        Updates without which no round closes.
+    deadline_s
+        How long a round waits for its living clients; None waits for ever.
+    rounds
+        Rounds after which the federation ends; None goes on.
+    evaluate_every
+        Every how many rounds the selected clients also evaluate the base round; 0 never.
+    config
+        Settings for the clients: a mapping, whose values may be a `refold.Schedule`, or a function of the round (from 1), which is
+        called once for every round when the federation is made, and so needs `rounds`.
+    max_staleness
+        How many rounds an update's base may lie behind; each halves its weight.
+    heartbeat_s
+        How often clients say that they are alive.
+    codec
+        ``grid`` (small), ``exact`` (every lattice step) or ``float32`` (for foreign clients).
+    sigma_divisor
+        The grid's cell is the spread of a delta divided by this.
+    max_examples
+        No update counts for more examples than this.
+    """
+
+    share: float = 1.0
+    minimum: int = 1
+    deadline_s: float | None = 600.0
+    rounds: int | None = None
+    evaluate_every: int = 0
+    config: Config = field(default_factory=dict)
+    max_staleness: int = 0
+    heartbeat_s: float = 2.0
+    codec: str = "grid"
+    sigma_divisor: int = 16
+    max_examples: int = 2**20
+    seed: bytes | None = None
+
+    def policy(self) -> PlanPolicy:
+        """Return the record of it.
+
+        Raises
+        ------
+        UsageError
+            A setting outside its range, or a function without a number of rounds.
+        """
+        _require(0 < self.share <= 1, f"share {self.share} is not above 0 and at most 1")
+        _require(1 <= self.minimum <= 1 << 20, f"minimum {self.minimum} is not 1 to 2^20")
+        _require(self.deadline_s is None or self.deadline_s > 0, f"deadline_s {self.deadline_s} is not above 0")
+        _require(self.rounds is None or self.rounds > 0, f"rounds {self.rounds} is not above 0")
+        _require(self.heartbeat_s >= 0.01, f"heartbeat_s {self.heartbeat_s} is below 0.01")
+        _require(self.codec in ("grid", "exact", "float32"), f"codec {self.codec!r} is not grid, exact or float32")
+        _require(0 <= self.max_staleness <= 60, f"max_staleness {self.max_staleness} is not 0 to 60")
+        spans, schedules = self._config()
+        return PlanPolicy(
+            max(1, round(self.share * 1_000_000)),
+            self.minimum,
+            max(1, round(self.deadline_s * 1000)) if self.deadline_s is not None else 0,
+            self.rounds or 0,
+            self.evaluate_every,
+            self.max_staleness,
+            round(self.heartbeat_s * 1000),
+            self.codec,
+            self.sigma_divisor,
+            self.max_examples,
+            self.seed if self.seed is not None else os.urandom(16),
+            spans,
+            schedules,
+        )
+
+    def _config(self) -> tuple[tuple[ConfigSpan, ...], tuple[tuple[str, Schedule], ...]]:
+        if callable(self.config):
+            return self._evaluated(self.config), ()
+        fixed = {name: value for name, value in self.config.items() if not isinstance(value, Schedule)}
+        changing = tuple(sorted((name, value) for name, value in self.config.items() if isinstance(value, Schedule)))
+        return ((ConfigSpan(0, settings(fixed)),) if fixed else ()), changing
+
+    def _evaluated(self, config: Callable[[int], Mapping[str, Scalar]]) -> tuple[ConfigSpan, ...]:
+        if self.rounds is None:
+            raise UsageError(
+                "settings given as a function need a number of rounds",
+                hint="set `rounds`, or give a refold.Schedule: the log must hold what every round asks for",
+            )
+        spans: list[ConfigSpan] = []
+        last: Settings | None = None
+        for round_ in range(1, self.rounds + 1):
+            now = settings(config(round_))
+            if now != last:
+                spans.append(ConfigSpan(round_, now))
+            last = now
+        if len(spans) > 4096:
+            raise UsageError(f"settings that change {len(spans)} times do not fit", hint="give a refold.Schedule")
+        return tuple(spans)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise UsageError(f"plan: {what}")

@@ -1,0 +1,1 @@
+"""Records, commits, codecs, digests and errors."""

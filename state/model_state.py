@@ -1,0 +1,156 @@
+"""The state of a round: lattice integers, whatever framework they came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refold.schemas.digests import StateTree, parameters_nodes, slots_nodes
+from refold.schemas.errors import IntegrityError, UsageError
+from refold.schemas.layout import Integers
+from refold.schemas.model import ModelSchema
+from refold.state.lattice import from_lattice, limits, to_lattice
+from refold.state.tensors import schema_of, to_numpy
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class ModelState:
+    """Parameters and optimizer slots of one round. Arrays are flat, one for each tensor of the schema.
+
+    Parameters
+    ----------
+    round
+        The round whose state this is.
+    parameters
+        int32 for float tensors (value = integer · 2^-exponent), int64 for integer tensors.
+    slots
+        For each optimizer slot, in the optimizer's order, its int32 arrays (empty for integer tensors). No slots before the
+        first applied round.
+    slot_exponents
+        For each slot the exponent of each tensor (0 for integer tensors).
+    """
+
+    schema: ModelSchema
+    round: int
+    parameters: list[Integers]
+    slots: dict[str, list[Integers]] = field(default_factory=dict)
+    slot_exponents: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def copy(self) -> ModelState:
+        """Return a state with arrays of its own."""
+        slots = {name: [array.copy() for array in arrays] for name, arrays in self.slots.items()}
+        return ModelState(self.schema, self.round, [a.copy() for a in self.parameters], slots, dict(self.slot_exponents))
+
+    def tree(self, *, slots: bool = True, threads: int = 1) -> StateTree:
+        """Return the digest tree; without slots only its parameters' half means anything."""
+        parameters = parameters_nodes(self.schema, self.parameters, threads=threads)
+        held = slots_nodes(self.schema, self.slots, self.slot_exponents, threads=threads) if slots else ()
+        return StateTree(parameters, held)
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of parameters and slots, 32 bytes. Computed at each call."""
+        return self.tree().state_digest
+
+    @property
+    def parameters_digest(self) -> bytes:
+        """Digest of the parameters, 32 bytes. Computed at each call."""
+        return self.tree(slots=False).parameters_digest
+
+    def numpy(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the parameters in their dtypes and shapes, in the schema's order.
+
+        Raises
+        ------
+        IntegrityError
+            An integer tensor holds what its dtype cannot.
+        """
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for tensor, integers in zip(self.schema.tensors, self.parameters, strict=True):
+            if tensor.is_float:
+                values: npt.NDArray[Any] = from_lattice(integers, tensor.exponent)
+            else:
+                low, high = limits(tensor)
+                if integers.size and not low <= int(integers.min()) <= int(integers.max()) <= high:
+                    raise IntegrityError(f"values outside {tensor.dtype}", round=self.round, tensor=tensor.name)
+                values = integers.astype(tensor.dtype)
+            arrays[tensor.name] = values.reshape(tensor.shape)
+        return arrays
+
+    def torch(self) -> dict[str, torch.Tensor]:
+        """Return the parameters as torch tensors, ready for ``load_state_dict``.
+
+        Raises
+        ------
+        UsageError
+            torch is not installed.
+        """
+        try:
+            import torch
+        except ImportError as error:
+            raise UsageError("torch is not installed", hint="pip install 'refold[torch]'") from error
+        return {name: torch.from_numpy(array) for name, array in self.numpy().items()}
+
+    def safetensors(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters as a safetensors file, whole or not at all.
+
+        A crash before 3. leaves at most ``PATH.tmp``; what was at `path` stays until then.
+        """
+        from safetensors.numpy import save
+
+        target = Path(path)
+        data = save(self.numpy(), metadata={"refold.round": str(self.round), "refold.parameters": self.parameters_digest.hex()})
+        scratch = target.with_name(target.name + ".tmp")
+        # 1. Write beside the target.
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            # 2. Make the bytes durable.
+            os.fsync(file.fileno())
+        # 3. Give them their name, and make the name durable.
+        scratch.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def initial_state(state: Mapping[str, Any], rules: Mapping[str, str] | None = None) -> ModelState:
+    """Return round 0 from a ``state_dict``.
+
+    Raises
+    ------
+    UsageError
+        As `refold.state.tensors.schema_of`.
+    """
+    schema = schema_of(state, rules)
+    return ModelState(schema, 0, lattice_arrays(state, schema))
+
+
+def lattice_arrays(state: Mapping[str, Any], schema: ModelSchema) -> list[Integers]:
+    """Return a ``state_dict``'s tensors as flat integers of the schema's lattice.
+
+    Raises
+    ------
+    UsageError
+        As `to_numpy`; also for a value beyond the lattice.
+    """
+    arrays = to_numpy(state, schema)
+    found: list[Integers] = []
+    for tensor in schema.tensors:
+        flat = arrays[tensor.name].reshape(-1)
+        try:
+            found.append(to_lattice(flat, tensor.exponent) if tensor.is_float else flat.astype(np.int64))
+        except OverflowError as error:
+            raise UsageError(f"tensor {tensor.name!r}: {error}", tensor=tensor.name) from error
+    return found

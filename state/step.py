@@ -1,0 +1,225 @@
+"""From a cohort's aggregate to a step: the integers by which a round differs from its parent.
+
+The step is computed once, by aggregation, and recorded; replay adds it and never computes it again. Yet whoever holds the same
+aggregate gets the same step, bit for bit, which is how `refold verify` proves that a log was made honestly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from refold.schemas.codec import encode_integers
+from refold.schemas.layout import Block, Integers, Layout
+from refold.schemas.model import ModelSchema, TensorSchema
+from refold.schemas.payload import CHUNK_BYTES
+from refold.state.aggregation import Aggregate
+from refold.state.fold import would_overflow
+from refold.state.lattice import INT32_MAX, MAX_SLOT_EXPONENT, choose_exponent
+from refold.state.model_state import ModelState
+from refold.state.optimizers import Optimizer, Values
+
+SAMPLE = 1 << 16
+"""Elements of a tensor whose change decides the step's exponent."""
+
+SPREAD_DIVISOR = 16
+"""A step's cell is near its spread divided by this, as the clients' deltas are."""
+
+
+@dataclass
+class Step:
+    """What a round adds to its parent's state.
+
+    Parameters
+    ----------
+    exponents
+        j of each tensor: the parameters' change is ``d · 2^j``; 0 for integer tensors.
+    parameters
+        d, flat, for each tensor: int32, or int64 for integer tensors.
+    slots
+        The change of each optimizer slot (exponent 0), modulo 2^32; empty arrays for integer tensors.
+    slot_exponents
+        The slots' lattice, for each slot and tensor. Set by the first applied round and kept from then on.
+    """
+
+    schema: ModelSchema
+    exponents: tuple[int, ...]
+    parameters: list[Integers]
+    slots: dict[str, list[Integers]]
+    slot_exponents: dict[str, tuple[int, ...]]
+
+    def encode(self, *, max_chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Yield the chunks of the parameters' change."""
+        return encode_integers(self.parameters, Layout.of(self.schema), max_chunk_bytes=max_chunk_bytes)
+
+    def encode_slots(self, *, max_chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Yield the chunks of the slots' change."""
+        arrays = [array for held in self.slots.values() for array in held]
+        return encode_integers(arrays, Layout.of_slots(self.schema, tuple(self.slots)), max_chunk_bytes=max_chunk_bytes)
+
+    def apply(self, state: ModelState, *, round_: int) -> None:
+        """Bring the parent's state to this round, in place."""
+        open_slots(state, self.slot_exponents)
+        for held, change, exponent in zip(state.parameters, self.parameters, self.exponents, strict=True):
+            np.add(held, change << exponent, out=held)
+        for name, changes in self.slots.items():
+            for held, change in zip(state.slots[name], changes, strict=True):
+                np.add(held, change, out=held)
+        state.round = round_
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """No step: the state would leave its lattice. The round is void and has its parent's state."""
+
+    tensor: str
+    reason: str
+
+
+def open_slots(state: ModelState, exponents: Mapping[str, tuple[int, ...]]) -> None:
+    """Give a state without slots the zero slots of this lattice; leave one that has them alone."""
+    if state.slots or not exponents:
+        return
+    sizes = [tensor.size if tensor.is_float else 0 for tensor in state.schema.tensors]
+    state.slots = {name: [np.zeros(size, np.int32) for size in sizes] for name in exponents}
+    state.slot_exponents = dict(exponents)
+
+
+def compute_step(state: ModelState, aggregate: Aggregate, optimizer: Optimizer) -> Step | Void:
+    """Return the step from `state` that the aggregate asks for, or why there is none.
+
+    Leaves the state as it is, and empties the aggregate as it goes, so that sum and step are never held whole at once. The
+    slots of a state without any are zero, and their lattice is fitted to the largest mean delta.
+    """
+    schema = state.schema
+    layout = Layout.of(schema)
+    fitted = dict(state.slot_exponents) or _fit_slots(schema, layout, aggregate, optimizer)
+    step = Step(schema, (), [], {name: [] for name in optimizer.slots}, fitted)
+    exponents = []
+    for index, tensor in enumerate(schema.tensors):
+        work = _Tensor(state, aggregate, optimizer, fitted, tensor, index, list(layout.of_tensor(index)))
+        if not tensor.is_float:
+            exponents.append(0)
+            outcome = work.counters(step)
+        else:
+            exponents.append(work.choose_exponent())
+            outcome = work.floats(step, exponents[-1])
+        if outcome is not None:
+            return outcome
+    step.exponents = tuple(exponents)
+    return step
+
+
+def step_exponent(total: int, count: int) -> int:
+    """Return j for changes whose magnitudes sum to `total` over `count` elements.
+
+    The spread of a normal distribution is near 1.25 times its mean magnitude; j is the largest with ``2^j ≤ spread / 16``,
+    found in integers so that every machine finds the same.
+    """
+    return max(0, (5 * total // (4 * SPREAD_DIVISOR * count)).bit_length() - 1) if count else 0
+
+
+def _fit_slots(schema: ModelSchema, layout: Layout, aggregate: Aggregate, optimizer: Optimizer) -> dict[str, tuple[int, ...]]:
+    exponents = []
+    for index, tensor in enumerate(schema.tensors):
+        if not tensor.is_float or not optimizer.slots:
+            exponents.append(0)
+            continue
+        largest = max((_largest(aggregate.peek(block)) for block in layout.of_tensor(index)), default=0)
+        mean = float(largest) / aggregate.weight * 2.0 ** (aggregate.exponents[index] - tensor.exponent)
+        exponents.append(choose_exponent(mean, most=MAX_SLOT_EXPONENT))
+    return {name: tuple(exponents) for name in optimizer.slots}
+
+
+@dataclass
+class _Tensor:
+    """One tensor's way through a step."""
+
+    state: ModelState
+    aggregate: Aggregate
+    optimizer: Optimizer
+    slot_exponents: Mapping[str, tuple[int, ...]]
+    tensor: TensorSchema
+    index: int
+    blocks: list[Block]
+
+    def counters(self, step: Step) -> Void | None:
+        """Fill in an integer tensor by its rule."""
+        change: Integers = np.zeros(self.tensor.size, np.int64)
+        for block in self.blocks:
+            held = self.state.parameters[self.index][block.elements]
+            asked = self.aggregate.take(block)
+            if self.tensor.rule == "max":
+                np.maximum(asked, held, out=asked)
+            change[block.elements] = asked if self.tensor.rule == "sum" else asked - held
+            if would_overflow(self.tensor, held, change[block.elements], 0):
+                return Void(self.tensor.name, f"leaves {self.tensor.dtype}")
+        step.parameters.append(change)
+        for name in self.optimizer.slots:
+            step.slots[name].append(np.zeros(0, np.int32))
+        return None
+
+    def choose_exponent(self) -> int:
+        """Return j from a fixed stride of elements, so that neither blocks nor threads matter."""
+        stride = -(-self.tensor.size // SAMPLE) or 1
+        total = count = 0
+        for block in self.blocks:
+            chosen = slice(-block.start % stride, None, stride)
+            change, _ = self._change(block, self.aggregate.peek(block)[chosen], chosen)
+            bounded = np.fmin(np.abs(np.rint(change)), float(INT32_MAX))  # fmin turns NaN into the bound.
+            total += int(bounded.astype(np.int64).sum())
+            count += bounded.size
+        return step_exponent(total, count)
+
+    def floats(self, step: Step, exponent: int) -> Void | None:
+        """Fill in a float tensor and its slots."""
+        found = np.empty(self.tensor.size, np.int32)
+        slots: list[Integers] = [np.empty(self.tensor.size, np.int32) for _ in self.optimizer.slots]
+        for block in self.blocks:
+            change, values = self._change(block, self.aggregate.take(block), slice(None))
+            held = self.state.parameters[self.index][block.elements]
+            d = _snap(np.multiply(change, 2.0**-exponent))
+            if d is None or would_overflow(self.tensor, held, d, exponent):
+                return Void(self.tensor.name, "the parameters leave their lattice")
+            found[block.elements] = d
+            for place, name in enumerate(self.optimizer.slots):
+                snapped = _snap(np.multiply(values[place], 2.0 ** self.slot_exponents[name][self.index]))
+                if snapped is None:
+                    return Void(self.tensor.name, f"slot {name} leaves its lattice")
+                slots[place][block.elements] = snapped - self._slot(name, block) if self.state.slots else snapped
+        step.parameters.append(found)
+        for name, array in zip(self.optimizer.slots, slots, strict=True):
+            step.slots[name].append(array)
+        return None
+
+    def _change(self, block: Block, sums: Integers, chosen: slice) -> tuple[Values, tuple[Values, ...]]:
+        """Return the change in lattice steps, unrounded, and the new slots' values, for the chosen elements of a block."""
+        scale = 2.0 ** (self.aggregate.exponents[self.index] - self.tensor.exponent)
+        delta = np.multiply(np.divide(sums.astype(np.float64), float(self.aggregate.weight)), scale)
+        held = tuple(self._slot_values(name, block, chosen, delta.size) for name in self.optimizer.slots)
+        with np.errstate(over="ignore", invalid="ignore"):  # What is not finite is found by `_snap`.
+            change, slots = self.optimizer.change(delta, held)
+        return np.multiply(change, 2.0**self.tensor.exponent), slots
+
+    def _slot_values(self, name: str, block: Block, chosen: slice, size: int) -> Values:
+        if not self.state.slots:
+            return np.zeros(size, np.float64)
+        return np.multiply(self._slot(name, block)[chosen].astype(np.float64), 2.0 ** -self.slot_exponents[name][self.index])
+
+    def _slot(self, name: str, block: Block) -> Integers:
+        return self.state.slots[name][self.index][block.elements]
+
+
+def _snap(values: Values) -> npt.NDArray[np.int32] | None:
+    """Round to int32, or None where a value does not fit."""
+    rounded = np.rint(values)
+    largest = float(np.max(np.abs(rounded), initial=0.0))
+    return rounded.astype(np.int32) if math.isfinite(largest) and largest <= INT32_MAX else None
+
+
+def _largest(integers: Integers) -> int:
+    return max(-int(integers.min(initial=0)), int(integers.max(initial=0)))
