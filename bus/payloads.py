@@ -161,5 +161,3 @@ class PayloadReader:
     def close(self) -> None:
         """Let go of the consumer."""
         self._consumer.close()
-
-

@@ -4,8 +4,8 @@ For each commit of `accepted` that `rounds` does not cover yet, in order:
 
 1. Members' deltas are summed and the step is computed, in memory.
 2. The step's chunks are acknowledged in `steps`. A crash after this leaves chunks that no event names.
-3. One commit of `rounds` is appended and read back: the round, the receipts, and the head of `accepted` that they cover. A crash
-   before it is taken: the successor computes the same step from the same log.
+3. One commit of `rounds` is appended and read back: the round, the receipts, and the head of `accepted` that they cover. A
+   crash before it is taken: the successor computes the same step from the same log.
 4. Only now is the round made, and only now does a client hear of its receipt (invariant I3).
 """
 
@@ -171,9 +171,7 @@ def _opened(genesis: Genesis) -> FederationOpened:
     )
 
 
-def _applied(
-    closed: RoundClosed, state: ModelState, step: Step, parameters: Payload, slots: Payload | None
-) -> RoundCommitted:
+def _applied(closed: RoundClosed, state: ModelState, step: Step, parameters: Payload, slots: Payload | None) -> RoundCommitted:
     tree = state.tree()
     return RoundCommitted(
         closed.round,

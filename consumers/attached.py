@@ -1,7 +1,7 @@
 """Consumers that anyone attaches: typed events of any topic, from genesis or from now on, resumed where they stopped.
 
-They read beside the federation and hold nothing up. Delivery is at least once: the position is stored after the handler returned,
-so a consumer that was killed sees the last batch again; `Context.index` (or partition and offset) tells repeats.
+They read beside the federation and hold nothing up. Delivery is at least once: the position is stored after the handler
+returned, so a consumer that was killed sees the last batch again; `Context.index` (or partition and offset) tells repeats.
 """
 
 from __future__ import annotations

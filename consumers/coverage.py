@@ -21,7 +21,7 @@ class Coverage:
         self._judged = set(position.judged_above)
 
     def hole_before(self, previous: int) -> tuple[int, int] | None:
-        """Return the offsets (first, last) of which nothing is known though `previous` lies among them; None if there are none."""
+        """Return the offsets (first, last) of which nothing is known though `previous` lies there; None if there are none."""
         if previous == NO_OFFSET or previous <= self.seen_to:
             return None
         return (self.seen_to + 1, previous)

@@ -102,9 +102,7 @@ class Detection:
 class _Active:
     """The member that holds the place."""
 
-    def __init__(
-        self, bus: Bus, topics: Topics, inspector: Inspector, member: str, clock: Clock, ensemble: Ensemble
-    ) -> None:
+    def __init__(self, bus: Bus, topics: Topics, inspector: Inspector, member: str, clock: Clock, ensemble: Ensemble) -> None:
         self._bus = bus
         self._topics = topics
         self._clock = clock
@@ -290,5 +288,3 @@ def _kind(item: Pending) -> str:
 
 def _is_for(item: Pending, round_: int) -> bool:
     return item.body is not None and item.body.kind != EVALUATE and item.body.round == round_
-
-

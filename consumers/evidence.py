@@ -63,7 +63,8 @@ class Evidence:
         IntegrityError
             They are no longer in `updates`.
         """
-        assert item.body is not None and item.body.payload is not None
+        assert item.body is not None
+        assert item.body.payload is not None
         chunks = self._updates.read(self._located(item, item.body.payload))
         return send_payload(self._producer, self._topics.deltas, self._deltas, chunks, key=item.digest)
 
@@ -88,9 +89,7 @@ class Evidence:
         )
         if sent.deliveries:
             self._producer.flush()
-        record = Quarantined(
-            item.partition, item.offset, item.client, reasons, detail, len(original), sent.placed()
-        )
+        record = Quarantined(item.partition, item.offset, item.client, reasons, detail, len(original), sent.placed())
         headers = event_headers(
             "Quarantined",
             source=self._topics.quarantine,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from refold.consumers.features import Features, FeatureExtractor
+from refold.consumers.features import FeatureExtractor, Features
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import Genesis
@@ -16,6 +16,7 @@ from refold.schemas.layout import Layout
 from refold.schemas.model import ModelSchema
 from refold.schemas.updates import KINDS, TRAIN, ClientUpdate, UpdateBody
 from refold.state.delta import check_exponents, decode_update
+
 
 @dataclass(frozen=True, slots=True)
 class Inspector:

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from refold.bus.clock import Clock, SystemClock
 from refold.bus.contract import Bus
@@ -138,7 +138,7 @@ class Server:
                 thread.join()
         self._threads.clear()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -151,9 +151,7 @@ class Server:
             case "consistency":
                 return lambda: Consistency(bus, topics, self._inspector(), member=member, clock=clock)
             case "detection":
-                return lambda: Detection(
-                    bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble
-                )
+                return lambda: Detection(bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble)
             case "aggregation":
                 return lambda: Aggregation(bus, topics, self._genesis, member=member, clock=clock)
             case _:

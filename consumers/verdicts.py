@@ -127,9 +127,7 @@ def _joined(last: object, event: object) -> object | None:
 def _accept_evaluation(item: Pending) -> UpdateAccepted:
     assert item.body is not None
     body = item.body
-    return UpdateAccepted(
-        item.origin(), 0, body.num_examples, body.metrics, body.codec, body.exponents, None, None, ()
-    )
+    return UpdateAccepted(item.origin(), 0, body.num_examples, body.metrics, body.codec, body.exponents, None, None, ())
 
 
 def _accept(item: Pending, opinion: Opinion, written: Written, roster: Roster) -> UpdateAccepted:
@@ -150,9 +148,7 @@ def _accept(item: Pending, opinion: Opinion, written: Written, roster: Roster) -
 
 
 def _reject(item: Pending, opinion: Opinion, written: Written) -> UpdateRejected:
-    detail = "; ".join(
-        score.evidence for score in opinion.scores if score.value > score.threshold
-    )
+    detail = "; ".join(score.evidence for score in opinion.scores if score.value > score.threshold)
     return UpdateRejected(
         item.origin(), item.offset, 1, opinion.reasons, detail[:4000], written.features[item.source], opinion.scores
     )

@@ -37,8 +37,8 @@ POLL_S = 0.25
 class Client:
     """One client's session. Use as a context manager; belongs to one thread.
 
-    On entry: 1. `rounds` is read to its end, waiting up to `open_timeout_s` for the federation to open; 2. what the outbox holds
-    from an earlier life is sent again, as the same bytes; 3. a session is opened; 4. heartbeats begin.
+    On entry: 1. `rounds` is read to its end, waiting up to `open_timeout_s` for the federation to open; 2. what the outbox
+    holds from an earlier life is sent again, as the same bytes; 3. a session is opened; 4. heartbeats begin.
 
     Parameters
     ----------

@@ -61,9 +61,7 @@ class Publisher:
             # 2. Chunks.
             headers = chunk_headers()
             sent = [
-                self._producer.send(
-                    self._topics.updates, chunk, key=self._client, partition=self._partition, headers=headers
-                )
+                self._producer.send(self._topics.updates, chunk, key=self._client, partition=self._partition, headers=headers)
                 for chunk in parcel.chunks
             ]
             self._producer.flush()
@@ -84,9 +82,7 @@ class Publisher:
         )
         if offsets:
             headers += (hint_header(min(offsets), max(offsets)),)
-        self._producer.send(
-            self._topics.updates, parcel.manifest, key=self._client, partition=self._partition, headers=headers
-        )
+        self._producer.send(self._topics.updates, parcel.manifest, key=self._client, partition=self._partition, headers=headers)
         self._producer.flush()
 
     def close(self) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from refold.schemas.errors import TryAgainError, UsageError
 from refold.schemas.canonical import Scalar
+from refold.schemas.errors import TryAgainError, UsageError
 from refold.schemas.plans import RoundPlan
 from refold.schemas.updates import DECLINE, EVALUATE, TRAIN
 from refold.state.model_state import ModelState
@@ -138,5 +138,3 @@ class Task:
         if evaluation != self.evaluate:
             asked = "an evaluation" if self.evaluate else "training"
             raise UsageError(f"this task asks for {asked}", round=self.round, hint="see `task.evaluate`")
-
-

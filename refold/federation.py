@@ -66,9 +66,7 @@ class Federation:
             self._genesis = read_genesis(self.bus, self.topics)
         return self._genesis
 
-    def serve(
-        self, groups: Sequence[str] = GROUPS, *, member: str = "", ensemble: Ensemble | None = None
-    ) -> Server:
+    def serve(self, groups: Sequence[str] = GROUPS, *, member: str = "", ensemble: Ensemble | None = None) -> Server:
         """Return a server of these groups: start it, or use it as a context manager.
 
         Raises
@@ -268,8 +266,8 @@ def create(
 ) -> Federation:
     """Make a federation: topics, initial state, genesis.
 
-    Durable steps: 1. keys; 2. topics; 3. the initial state's chunks; 4. genesis, one commit. A crash before 4. leaves a bus without
-    a federation, and `create` can be called again.
+    Durable steps: 1. keys; 2. topics; 3. the initial state's chunks; 4. genesis, one commit. A crash before 4. leaves a bus
+    without a federation, and `create` can be called again.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The server's keys: the operator's, which signs commands, and the secret seed of sketches. One folder, readable by its owner."""
+"""The server's keys: the operator's, which signs commands, and the secret seed of sketches."""
 
 from __future__ import annotations
 

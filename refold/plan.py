@@ -30,8 +30,8 @@ class Plan:
     evaluate_every
         Every how many rounds the selected clients also evaluate the base round; 0 never.
     config
-        Settings for the clients: a mapping, whose values may be a `refold.Schedule`, or a function of the round (from 1), which is
-        called once for every round when the federation is made, and so needs `rounds`.
+        Settings for the clients: a mapping, whose values may be a `refold.Schedule`, or a function of the round (from 1), which
+        is called once for every round when the federation is made, and so needs `rounds`.
     max_staleness
         How many rounds an update's base may lie behind; each halves its weight.
     heartbeat_s

@@ -1,7 +1,7 @@
 """Canonical msgpack: one value, one sequence of bytes.
 
-A record is the array ``[number, version, field, field, …]``; a record inside another is the array of its fields alone, governed by
-the outer version. Only nil, bool, int, float64, str, bin and array occur; maps and extensions are refused. Decoding re-encodes
+A record is the array ``[number, version, field, field, …]``; a record inside another is the array of its fields alone, governed
+by the outer version. Only nil, bool, int, float64, str, bin and array occur; maps and extensions are refused. Decoding re-encodes
 what it read and compares, so that no two byte strings mean the same record and a digest of the bytes is a digest of the record.
 
 Bounds: `MAX_RECORD_BYTES` a record, `MAX_ITEMS` an array, so decoding takes at most about 64 times the record's size in memory.
@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, overload
 
 import msgpack
 
@@ -25,6 +25,7 @@ MAX_RECORD_BYTES = 1_000_000
 MAX_ITEMS = 1 << 16
 
 T = TypeVar("T")
+U = TypeVar("U")
 Fields = tuple[Any, ...]
 Convert = Callable[[Any], Any]
 
@@ -118,7 +119,13 @@ def encode(value: object) -> bytes:
     return data
 
 
-def decode(data: bytes | memoryview, *expected: type[T]) -> T:
+@overload
+def decode(data: bytes | memoryview) -> Any: ...
+@overload
+def decode(data: bytes | memoryview, one: type[T], /) -> T: ...
+@overload
+def decode(data: bytes | memoryview, one: type[T], other: type[U], /) -> T | U: ...
+def decode(data: bytes | memoryview, *expected: type[Any]) -> Any:
     """Return the record that these bytes are; one of the `expected` types, or any if none are named.
 
     Raises
@@ -137,7 +144,7 @@ def decode(data: bytes | memoryview, *expected: type[T]) -> T:
     try:
         for older in range(version, kind.version):
             values = kind.upcasts[older](values)
-        return cast(T, kind.from_wire(values))
+        return kind.from_wire(values)
     except InvalidRecord:
         raise
     except (TypeError, ValueError, OverflowError, KeyError, IndexError) as error:
@@ -285,7 +292,7 @@ def _checker(hint: Any, bounds: Within | None) -> Convert:
 def _exactly(value: Any, kind: type[T]) -> T:
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, not {type(value).__name__}")
-    return cast(T, value)
+    return value
 
 
 def _bounded_int(value: Any, bounds: Within) -> int:

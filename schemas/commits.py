@@ -153,7 +153,9 @@ class Chain:
         return replace(self)
 
 
-def next_commit(chain: Chain, events: tuple[bytes, ...], position: Position, *, writer: str, epoch: int, time_ms: int) -> Commit:
+def next_commit(
+    chain: Chain, events: tuple[bytes, ...], position: Position, *, writer: str, epoch: int, time_ms: int
+) -> Commit:
     """Return the commit that would extend the chain with these events inline."""
     return Commit(epoch, chain.next_index, chain.head, writer, time_ms, position, len(events), events, None)
 

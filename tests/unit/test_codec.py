@@ -30,7 +30,9 @@ def integers(seed: int = 0) -> list[Integers]:
 
 
 def decoded(chunks: list[bytes], layout: Layout) -> list[Integers]:
-    found = [np.zeros(size, np.int32 if width == 32 else np.int64) for size, width in zip(layout.sizes, layout.widths, strict=True)]
+    found = [
+        np.zeros(size, np.int32 if width == 32 else np.int64) for size, width in zip(layout.sizes, layout.widths, strict=True)
+    ]
     for block, values in decode_integers(chunks, layout):
         found[block.tensor][block.elements] = values
     return found
@@ -120,7 +122,14 @@ def test_raw_integers_come_back_as_they_were() -> None:
 
 def test_a_missing_a_repeated_and_a_misplaced_chunk_are_refused() -> None:
     first, second, third = encode_integers(integers(), TWO, max_chunk_bytes=1)
-    for chunks in ([], [first, second], [first, third], [second, first, third], [first, second, second], [first, second, third, third]):
+    for chunks in (
+        [],
+        [first, second],
+        [first, third],
+        [second, first, third],
+        [first, second, second],
+        [first, second, third, third],
+    ):
         assert reason_of(lambda chunks=chunks: list(decode_integers(chunks, TWO))) == "layout"
 
 

@@ -62,4 +62,4 @@ def test_the_digest_of_a_known_state_never_changes() -> None:
     assert made.digest.hex() == GOLDEN
 
 
-GOLDEN = "?"
+GOLDEN = "df9f74183731f7aa4126b858ac40a35abfed8e1bd1df49e521f359aa6509e421"
