@@ -1,7 +1,8 @@
 """How fast the embedded bus writes, reads and wakes, beside what the disk and the machine allow in the same run.
 
-The limit for writing is a plain file that gets the same bytes with one fsync for every batch; for reading, that file read again. The
-limit for waking is a pipe between two processes. Run it on the disk that matters: ``python benchmarks/bus.py --folder /data``.
+The limit for writing is a plain file that gets the same bytes with one fsync for every batch; for reading, that file read
+again; for waking, a pipe between two processes. Each figure is the median of several rounds, bus and file in turn. Run it on
+the disk that matters: ``python benchmarks/bus.py --folder /data``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -71,20 +74,24 @@ def read_bus(bus: SqliteBus, count: int) -> None:
             read += len(consumer.poll(10.0, max_records=2000))
 
 
-def throughput(folder: Path, size: int, count: int) -> dict[str, float]:
-    """Measure one size of record. The file is written once before, so that neither side pays for the disk's first touch."""
+def throughput(folder: Path, size: int, count: int, rounds: int) -> dict[str, float]:
+    """Measure one size of record."""
     values = [os.urandom(size) for _ in range(8)]
     plain = folder / f"plain-{size}"
-    write_file(plain, values, count, size)
-    with SqliteBus(folder / f"bus-{size}.db") as bus:
-        bus.create_topics([TOPIC])
-        figures = {
-            "write_s": timed(lambda: write_bus(bus, values, count)),
-            "read_s": timed(lambda: read_bus(bus, count)),
-            "plain_write_s": timed(lambda: write_file(plain, values, count, size)),
-            "plain_read_s": timed(lambda: read_file(plain)),
-        }
-    return figures | {"size_bytes": size, "records": count}
+    took: list[dict[str, float]] = []
+    for number in range(rounds):
+        with tempfile.TemporaryDirectory(dir=folder) as name, SqliteBus(Path(name) / "bus.db") as bus:
+            bus.create_topics([TOPIC])
+            figures = {
+                "write_s": timed(partial(write_bus, bus, values, count)),
+                "read_s": timed(partial(read_bus, bus, count)),
+                "plain_write_s": timed(partial(write_file, plain, values, count, size)),
+                "plain_read_s": timed(partial(read_file, plain)),
+            }
+        took.append(figures)
+        print(f"{size} B, round {number + 1} of {rounds}", file=sys.stderr)
+    medians = {name: statistics.median(each[name] for each in took) for name in took[0]}
+    return medians | {"size_bytes": size, "records": count}
 
 
 def _echo_bus(path: str, rounds: int) -> None:
@@ -155,12 +162,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print figures for machines")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
     parser.add_argument("--megabytes", type=int, default=800, help="how much to write at 1 MB a record (default: 800)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often to measure (default: 3)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         figures = {
-            "large": throughput(folder, 1_000_000, options.megabytes),
-            "small": throughput(folder, 200, options.megabytes * 250),
+            "large": throughput(folder, 1_000_000, options.megabytes, options.rounds),
+            "small": throughput(folder, 200, options.megabytes * 250, options.rounds),
             "latency": latency(folder, 300),
         }
     if options.json:

@@ -186,14 +186,19 @@ def compare(torch: Any, optimizer: Optimizer, parameters: int, repeats: int, fol
     }
 
 
-def use_one_thread() -> None:
-    """Start the program again where a library could still use more than one thread; they read this when they are loaded."""
-    if os.environ.get("OMP_NUM_THREADS") != "1":
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
+def start_again() -> None:
+    """Start the program again with what libraries read only when they are loaded: one thread, and memory as after a crash.
+
+    Left alone, the C library keeps large freed arrays for the next turn in some turns and not in others, and whoever loads the
+    most is timed with or without the cost of new pages by chance. A process that recovers has new pages: so have all turns here.
+    """
+    wanted = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
 
 
 def main() -> int:
-    use_one_thread()
+    start_again()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=15)

@@ -44,6 +44,7 @@ class Shared:
     wall: Callable[[], float]
     delete_retention_s: float
     max_size_bytes: int | None
+    clean_every_s: float
     clean_at: float
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -57,11 +58,15 @@ class SqliteStore:
         self._specs: dict[str, TopicSpec] = {}
         self._place_ids: dict[Place, int] = {}
 
-    # Transactions
-
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One consistent view; it ends with the block, because an open one keeps the write-ahead log from being emptied."""
+        """One consistent view; it ends with the block, because an open one keeps the write-ahead log from being emptied.
+
+        Within a transaction of our own it is that transaction's view.
+        """
+        if self._connection.in_transaction:
+            yield self._connection
+            return
         with translated(self._shared.path, "read"):
             self._connection.execute("BEGIN")
             try:
@@ -106,8 +111,6 @@ class SqliteStore:
             hint = "read the end of the log before writing this again"
             raise OutcomeUnknown(f"The commit failed: {error}", path=self._shared.path, hint=hint) from error
 
-    # Topics
-
     def topics(self) -> dict[str, TopicSpec]:
         """All topics by name."""
         with self.reading() as connection:
@@ -141,8 +144,6 @@ class SqliteStore:
         """Return the place's number in the file."""
         found = self._place_ids.get(place)
         return self._place_ids[check_place(self.spec(place.topic), place.partition)] if found is None else found
-
-    # Records
 
     def append(self, drafts: Sequence[Draft], timeout_s: float) -> list[int]:
         batch = rows.Batch(drafts)
@@ -203,8 +204,6 @@ class SqliteStore:
             if removed < CLEAN_RECORDS:
                 return
 
-    # Cleaning
-
     def clean_some(self, topic: str | None = None, limit: int = CLEAN_RECORDS) -> tuple[int, int]:
         """Do a bounded piece of cleaning; returns records looked at (`limit` if more is to do) and records removed."""
         grace_ms = int(self._shared.delete_retention_s * 1000)
@@ -221,13 +220,11 @@ class SqliteStore:
     def _chores(self) -> None:
         if self.now() >= self._shared.clean_at:
             worked, _ = self.clean_some()
-            self._shared.clean_at = self.now() + (CLEAN_EVERY_S if worked < CLEAN_RECORDS else 0.0)
+            self._shared.clean_at = self.now() + (self._shared.clean_every_s if worked < CLEAN_RECORDS else 0.0)
         log = f"{self._shared.path}-wal"
         if os.path.exists(log) and os.path.getsize(log) > WAL_BOUND_BYTES:
             with self._shared.lock.hold(), translated(self._shared.path, "check-point"):
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-    # Waiting
 
     def now(self) -> float:
         return self._shared.clock()
@@ -248,8 +245,6 @@ class SqliteStore:
             with self._shared.changed:
                 self._shared.changed.wait(min(pause_s, left_s))
             pause_s = min(pause_s * _PAUSE_GROWTH, _PAUSE_LAST_S)
-
-    # Groups
 
     def new_member(self) -> tuple[str, str]:
         return f"{os.getpid()}-{uuid.uuid4().hex}", str(this_process())

@@ -109,8 +109,11 @@ class LedgerReader:
             return None
         try:
             events: tuple[Any, ...] = tuple(decode(event) for event in self._event_bytes(commit))
+        except (IntegrityError, BusError):
+            self._go_back(before, record)
+            raise
         except InvalidRecord as error:
-            self.chain = before
+            self._go_back(before, record)
             raise IntegrityError(
                 f"the log holds an event that this Refold cannot read: {error.message}",
                 topic=self.topic,
@@ -119,6 +122,11 @@ class LedgerReader:
             ) from error
         self._window.clear()
         return Entry(commit, commit_hash(data), record.offset, events)
+
+    def _go_back(self, before: Chain, record: Record) -> None:
+        """Not having read a commit's events, forget that it was taken: the next poll offers it again."""
+        self.chain = before
+        self._consumer.seek(self.place, record.offset)
 
     def _remember(self, data: bytes) -> None:
         self._window[chunk_digest(data)] = data
@@ -188,7 +196,7 @@ class LedgerWriter:
             time_ms=self._clock.wall_ms(),
         )
         # 2. Large commits: their events first.
-        if sum(map(len, encoded)) > MAX_INLINE_EVENTS_BYTES:
+        if not _fits(commit):
             commit = replace(commit, events=(), chunks=self._send_events(encoded, commit.time_ms))
         # 3. The commit.
         data = encode(commit)
@@ -230,6 +238,19 @@ class LedgerWriter:
     def close(self) -> None:
         """Let go of the producer."""
         self._producer.close()
+
+
+def _fits(commit: Commit) -> bool:
+    """Whether a commit goes into one record with its events: the position and each event's own head count too."""
+    if sum(map(len, commit.events)) > MAX_INLINE_EVENTS_BYTES:
+        return False
+    try:
+        encode(commit)
+    except InvalidRecord as error:
+        if error.reason == "too-large":
+            return False
+        raise
+    return True
 
 
 def read_all(bus: Bus, topic: str) -> list[Entry]:

@@ -42,6 +42,8 @@ class SqliteBus:
         Let the file grow to this size only; writing then raises StorageFullError.
     lease_s
         How long a process may be stopped while it holds the write lock, before others end it.
+    clean_every_s
+        How often a producer that flushes does some of the cleaner's work; infinity leaves it to `compact`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class SqliteBus:
         delete_retention_s: float = 86_400.0,
         max_size_bytes: int | None = None,
         lease_s: float = LEASE_S,
+        clean_every_s: float = CLEAN_EVERY_S,
     ) -> None:
         self._path = Path(path).absolute()
         self._url = sqlite_url(self._path, federation)
@@ -63,7 +66,9 @@ class SqliteBus:
         if not self._path.exists() or not is_prepared(self._path):
             with lock.hold():
                 prepare(self._path)
-        self._shared = Shared(self._path, lock, clock, wall, delete_retention_s, max_size_bytes, clock() + CLEAN_EVERY_S)
+        self._shared = Shared(
+            self._path, lock, clock, wall, delete_retention_s, max_size_bytes, clean_every_s, clock() + clean_every_s
+        )
         self._store = SqliteStore(self._shared, durable=True)
         # The bus's own connection serves all threads in turn; producers and consumers have theirs.
         self._mutex = threading.Lock()

@@ -68,22 +68,22 @@ class Subscription:
         self._group = f"{topics.federation}.attached.{name}"
         self._start = start
         self._reader: LedgerReader | None = None
+        self._moved = False
         self._consumer = bus.consumer(group=self._group)
         self._consumer.subscribe([self._topic], on_assigned=self._resume, on_revoked=self._let_go)
 
-    def batches(self, timeout_s: float = 0.25) -> Iterator[list[tuple[Any, Context]]]:
-        """Yield events as they come, an empty list when none came for `timeout_s`; asking for more stores the position.
+    def poll(self, timeout_s: float = 0.25) -> list[tuple[Any, Context]]:
+        """Return new events, waiting up to `timeout_s` for the first.
 
         Commits that do not extend the log, chunks and records that are no events are passed over.
         """
-        while True:
-            records = self._consumer.poll(timeout_s)
-            if self._short in LEDGERS:
-                batch = self._from_ledger()
-            else:
-                batch = [found for record in records for found in self._decoded(record)]
-            yield batch
-            self._store(bool(batch or records))
+        records = self._consumer.poll(timeout_s)
+        if self._short in LEDGERS:
+            batch = self._from_ledger()
+        else:
+            batch = [found for record in records for found in self._decoded(record)]
+        self._moved = self._moved or bool(batch or records)
+        return batch
 
     def at_end(self) -> bool:
         """Whether everything that is in the topic now was delivered."""
@@ -135,9 +135,11 @@ class Subscription:
             return []
         return [(event, Context(self._topic, record.partition, record.offset, record.offset, record.timestamp_ms))]
 
-    def _store(self, moved: bool) -> None:
-        if not moved:
+    def acknowledge(self) -> None:
+        """Store the position: what `poll` returned so far is done with, and no reader of this name gets it again."""
+        if not self._moved:
             return
+        self._moved = False
         try:
             self._consumer.commit(self._positions())
         except PlaceTakenError:

@@ -16,7 +16,7 @@ from refold.producers.history import History
 from refold.producers.outbox import Outbox, Parcel
 from refold.producers.publisher import Publisher
 from refold.producers.task import Receipt, Task
-from refold.schemas.canonical import Scalar
+from refold.schemas.canonical import Scalar, decode
 from refold.schemas.codec import encode_floats, encode_integers
 from refold.schemas.errors import BusError, NotFoundError, TryAgainError
 from refold.schemas.events import Receipt as ReceiptEvent
@@ -24,7 +24,7 @@ from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
 from refold.schemas.plans import RoundPlan, settings
-from refold.schemas.updates import DECLINE, EVALUATE, TRAIN, UpdateBody
+from refold.schemas.updates import DECLINE, EVALUATE, TRAIN, ClientUpdate, UpdateBody
 from refold.state.delta import EXACT, FLOAT32, delta_of
 from refold.state.model_state import ModelState
 
@@ -174,7 +174,9 @@ class Client:
 
     def submit(self, task: Task, kind: str, body: UpdateBody, chunks: tuple[bytes, ...]) -> Receipt:
         """Keep an update in the outbox and send it; if the bus does not answer it is sent later. Called by `Task`."""
-        parcel = self._publisher.keep(body, chunks)
+        # A payload inside the manifest needs no chunks beside it: nobody would ever ask for them, or know them for garbage.
+        inline = body.payload is not None and body.payload.inline is not None
+        parcel = self._publisher.keep(body, () if inline else chunks)
         self._sequence += 1
         answered = TRAIN if kind == DECLINE and not task.evaluate else EVALUATE if task.evaluate else TRAIN
         self._answered[task.round, answered] = (parcel.digest, self._clock.monotonic_s())
@@ -292,6 +294,10 @@ class Client:
                 self._outbox.drop(parcel.digest)
             else:
                 self._send(parcel)
+                # What an earlier life answered is not asked for again.
+                said = decode(parcel.manifest, ClientUpdate).body
+                kind = EVALUATE if said.kind == EVALUATE else TRAIN
+                self._answered[said.round, kind] = (parcel.digest, self._clock.monotonic_s())
 
     def _open_session(self) -> None:
         self._history.rounds.read_to_end()

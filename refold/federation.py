@@ -12,11 +12,12 @@ from refold.bus import open_bus, parse_url
 from refold.bus.clock import SystemClock
 from refold.bus.contract import Bus, Place
 from refold.bus.ledger import LedgerReader, LedgerWriter
-from refold.bus.payloads import send_payload
+from refold.bus.payloads import PayloadReader, send_payload
 from refold.bus.topics import Topics, federations_in
 from refold.consumers.attached import GENESIS, Context, Handler, Subscription
 from refold.consumers.commands import send_command
 from refold.consumers.detectors import Ensemble
+from refold.consumers.features import Features
 from refold.consumers.planning import plan_round
 from refold.consumers.server import GROUPS, Server, read_genesis
 from refold.keyring import Keyring, key_folder, secret_digest
@@ -29,7 +30,7 @@ from refold.schemas.checks import EndFederation, EnrolClient
 from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Position
 from refold.schemas.errors import NotFoundError, PlaceTakenError, UsageError
-from refold.schemas.events import Defence, Genesis, SnapshotPolicy
+from refold.schemas.events import Defence, Genesis, SnapshotPolicy, UpdateAccepted, UpdateRejected
 from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.plans import PlanPolicy, settings
@@ -137,6 +138,15 @@ class Federation:
         finally:
             history.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the federation has ended: nothing is accepted any more."""
+        history = self.history()
+        try:
+            return history.lineage.ended is not None
+        finally:
+            history.close()
+
     def rebuild(
         self, round_: int | None = None, *, start: int | None = None, verify: bool = True, threads: int = 1
     ) -> ModelState:
@@ -166,6 +176,8 @@ class Federation:
     ) -> Iterator[tuple[Any, Context]]:
         """Yield a topic's events with their context, from where the reader of this name stopped.
 
+        An event counts as done when the next one is asked for; those of a batch that was not finished come again.
+
         Parameters
         ----------
         follow
@@ -173,8 +185,10 @@ class Federation:
         """
         subscription = Subscription(self.bus, self.topics, name, topic=topic, start=start)
         try:
-            for batch in subscription.batches():
+            while True:
+                batch = subscription.poll()
                 yield from batch
+                subscription.acknowledge()
                 if not follow and not batch and subscription.at_end():
                     return
         finally:
@@ -200,19 +214,29 @@ class Federation:
             for name, topic, start, handler in self._handlers
         ]
         try:
-            streams = [(subscription, subscription.batches(0.1), handler) for subscription, handler in open_]
             while not stop.is_set():
                 done = True
-                for subscription, stream, handler in streams:
-                    batch = next(stream)
+                for subscription, handler in open_:
+                    batch = subscription.poll(0.1)
                     for event, context in batch:
                         handler(event, context)
+                    subscription.acknowledge()
                     done = done and not batch and subscription.at_end()
                 if done and not follow:
                     return
         finally:
             for subscription, _ in open_:
                 subscription.close()
+
+    def features(self, event: UpdateAccepted | UpdateRejected) -> Features | None:
+        """Return what detection saw of a judged delta: norms, quantiles, sketch. None where it was refused before that."""
+        if event.features is None:
+            return None
+        reader = PayloadReader(self.bus, self.topics.features)
+        try:
+            return Features.unpack(reader.read_bytes(event.features))
+        finally:
+            reader.close()
 
     def close(self) -> None:
         """Let go of the bus. Idempotent."""

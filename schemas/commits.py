@@ -7,7 +7,9 @@ log, no matter how late their records arrive.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Annotated
 
 import blake3
@@ -18,14 +20,30 @@ from refold.schemas.payload import Payload
 
 MAX_INLINE_EVENTS_BYTES = 900_000
 
+_first = itemgetter(0)
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionPosition:
-    """How much of a partition of `updates` is judged: every manifest below `next_offset`, and those named above it."""
+    """How much of a partition of `updates` is judged: every manifest below `next_offset`, and those in the runs above it.
+
+    Parameters
+    ----------
+    judged_above
+        Runs of offsets (first, last), both inclusive, ascending and apart: every manifest in them has its verdict. There are no
+        more of them than updates that wait, however many were refused meanwhile.
+    """
 
     partition: Uint
     next_offset: Uint
-    judged_above: tuple[Uint, ...]
+    judged_above: tuple[tuple[Uint, Uint], ...]
+
+    def is_judged(self, offset: int) -> bool:
+        """Whether a manifest at this offset has its verdict."""
+        if offset < self.next_offset:
+            return True
+        at = bisect_right(self.judged_above, offset, key=_first) - 1
+        return at >= 0 and offset <= self.judged_above[at][1]
 
 
 @dataclass(frozen=True, slots=True)

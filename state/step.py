@@ -44,6 +44,9 @@ class Step:
         The change of each optimizer slot (exponent 0), modulo 2^32; empty arrays for integer tensors.
     slot_exponents
         The slots' lattice, for each slot and tensor. Set by the first applied round and kept from then on.
+    saturated
+        How many elements of the slots were held at the edge of their lattice. Deltas have then grown far beyond those of the
+        first round; the model is still exact, its optimizer less able.
     """
 
     schema: ModelSchema
@@ -51,6 +54,7 @@ class Step:
     parameters: list[Integers]
     slots: dict[str, list[Integers]]
     slot_exponents: dict[str, tuple[int, ...]]
+    saturated: int = 0
 
     def encode(self, *, max_chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Yield the chunks of the parameters' change."""
@@ -187,9 +191,11 @@ class _Tensor:
                 return Void(self.tensor.name, "the parameters leave their lattice")
             found[block.elements] = d
             for place, name in enumerate(self.optimizer.slots):
-                snapped = _snap(np.multiply(values[place], 2.0 ** self.slot_exponents[name][self.index]))
+                scaled = np.multiply(values[place], 2.0 ** self.slot_exponents[name][self.index])
+                snapped = _snap(np.clip(scaled, -INT32_MAX, INT32_MAX))
                 if snapped is None:
-                    return Void(self.tensor.name, f"slot {name} leaves its lattice")
+                    return Void(self.tensor.name, f"slot {name} is not finite")
+                step.saturated += int(np.count_nonzero(np.abs(scaled) > INT32_MAX))
                 slots[place][block.elements] = snapped - self._slot(name, block) if self.state.slots else snapped
         step.parameters.append(found)
         for name, array in zip(self.optimizer.slots, slots, strict=True):

@@ -60,9 +60,10 @@ def schema_of(state: Mapping[str, Any], rules: Mapping[str, str] | None = None) 
 def _array(name: str, value: Any) -> npt.NDArray[Any]:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            raise _unsupported(name, "bfloat16")
-        value = value.numpy()
+        try:
+            value = value.numpy()
+        except (TypeError, RuntimeError) as error:  # torch's own way to say that NumPy has no such dtype, bfloat16 for one
+            raise _unsupported(name, str(value.dtype).removeprefix("torch.")) from error
     if not isinstance(value, np.ndarray | np.generic):
         raise UsageError(f"tensor {name!r} is a {type(value).__name__}", hint="give NumPy arrays or torch tensors")
     array = np.asarray(value)

@@ -24,6 +24,8 @@ class Driver:
     wait_s = 20.0
     session_timeout_s = 6.0
     delete_retention_s = 60.0
+    cleans_by_itself = False
+    """Whether records may go before `run_cleaner` is called."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,7 +95,13 @@ class MemoryDriver(Driver):
 class SqliteDriver(Driver):
     def make_bus(self) -> Bus:
         path = self.folder / "bus.db"
-        return SqliteBus(path, clock=self.clock, wall=self.clock, delete_retention_s=self.delete_retention_s)
+        return SqliteBus(
+            path,
+            clock=self.clock,
+            wall=self.clock,
+            delete_retention_s=self.delete_retention_s,
+            clean_every_s=float("inf"),
+        )
 
 
 @pytest.fixture(params=[MemoryDriver, SqliteDriver], ids=["memory", "sqlite"])

@@ -270,6 +270,16 @@ def test_members_read_only_what_they_subscribed_to(driver, bus, reader):
     assert {Place(right, 0), Place(right, 1)} <= both.places
 
 
+def test_a_member_joins_beside_readers_of_topics_that_it_never_heard_of(driver, bus, reader):
+    known = driver.topic(bus)
+    late = reader(known)
+    new = driver.topic(driver.open(), partitions=2)
+    other = reader(new)
+    settle(driver, [other], 2)
+    driver.until(lambda: late.places == {Place(known, 0)}, late.consumer)
+    assert other.places == {Place(new, 0), Place(new, 1)}
+
+
 def test_lag_counts_from_the_stored_position_to_the_end(driver, bus, reader):
     topic = driver.topic(bus, partitions=2)
     place = Place(topic, 1)

@@ -24,6 +24,8 @@ class Tensor:
         return self
 
     def numpy(self) -> np.ndarray:
+        if self.dtype == "torch.bfloat16":
+            raise TypeError("Got unsupported ScalarType BFloat16")
         return self.array
 
 

@@ -1,0 +1,223 @@
+"""Invariants I1 and I2: one verdict per update, at most one accepted update per client, round and kind.
+
+A commit's position says what is judged after it. A verdict must lie outside the position before and inside the position after,
+and what a position adds must have a verdict; so with positions that only grow, no update is judged twice and none is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from refold.bus.ledger import Entry
+from refold.consumers.audit.findings import ACCEPTED_ONCE, ONE_VERDICT, STANDING, Finding, Summary
+from refold.schemas.commits import PartitionPosition
+from refold.schemas.events import (
+    ClientEnrolled,
+    FederationEnded,
+    Genesis,
+    Origin,
+    RoundClosed,
+    Unattributed,
+    UpdateAccepted,
+    UpdateRejected,
+)
+from refold.schemas.keys import key_id
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The sources of one verdict: the first and last manifest, and how many there are."""
+
+    partition: int
+    first: int
+    last: int
+    count: int
+    index: int
+    digest: bytes
+    client: str | None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether so many manifests fit between first and last."""
+        alone = self.first == self.last
+        return self.first <= self.last and (self.count == 1) == alone and 1 <= self.count <= self.last - self.first + 1
+
+
+def row_of(index: int, event: Any) -> Row | None:
+    """Return the sources of a verdict; None for other events."""
+    match event:
+        case UpdateAccepted():
+            origin = event.origin
+            return Row(origin.partition, origin.offset, origin.offset, 1, index, origin.digest, origin.client)
+        case UpdateRejected():
+            origin = event.origin
+            return Row(origin.partition, origin.offset, event.last_offset, event.count, index, origin.digest, origin.client)
+        case Unattributed():
+            return Row(event.partition, event.first_offset, event.last_offset, event.count, index, event.digest, None)
+    return None
+
+
+@dataclass(slots=True)
+class Covered:
+    """What of a partition is judged."""
+
+    next_offset: int = 0
+    above: frozenset[int] = frozenset()
+
+    def holds(self, offset: int) -> bool:
+        """Whether a manifest at this offset is judged."""
+        return offset < self.next_offset or offset in self.above
+
+
+class VerdictAudit:
+    """Folds `accepted`.
+
+    Parameters
+    ----------
+    keep_from
+        For each partition of `updates` the first offset that still exists: verdicts from there on are kept in `rows`, to be
+        compared with the records themselves.
+    """
+
+    def __init__(self, topic: str, summary: Summary, keep_from: dict[int, int]) -> None:
+        self._topic = topic
+        self._summary = summary
+        self._keep_from = keep_from
+        self._keys: dict[str, set[bytes]] = {}
+        self._commands: dict[bytes, int] = {}
+        self._ended: int | None = None
+        self._by_round: dict[tuple[str, int, str], int] = {}
+        self.covered: dict[int, Covered] = {}
+        self.accepted: dict[bytes, int] = {}
+        self.rows: dict[int, list[Row]] = {partition: [] for partition in keep_from}
+
+    def fold(self, entry: Entry) -> Iterator[Finding]:
+        """Take a commit in and yield what is wrong with it."""
+        rows = []
+        for index, event in entry.indexed():
+            row = row_of(index, event)
+            if row is not None:
+                rows.append(row)
+                if row.last >= self._keep_from.get(row.partition, 0):
+                    self.rows.setdefault(row.partition, []).append(row)
+            yield from self._event(index, event, entry)
+        if entry.commit.first_index or entry.commit.position.updates:
+            yield from self._position(entry, rows)
+
+    def _position(self, entry: Entry, rows: list[Row]) -> Iterator[Finding]:
+        parts = {part.partition: part for part in entry.commit.position.updates}
+        for partition in sorted(self.covered.keys() | parts.keys() | {row.partition for row in rows}):
+            before = self.covered.get(partition, Covered())
+            part = parts.get(partition, PartitionPosition(partition, 0, ()))
+            after = Covered(part.next_offset, frozenset(part.judged_above))
+            yield from self._grown(entry, partition, before, after)
+            here = [row for row in rows if row.partition == partition]
+            yield from self._judged(entry, here, before, after)
+            yield from self._added(entry, partition, here, before, after)
+            self.covered[partition] = after
+
+    def _grown(self, entry: Entry, partition: int, before: Covered, after: Covered) -> Iterator[Finding]:
+        lost = sorted(offset for offset in before.above if not after.holds(offset))
+        if after.next_offset < before.next_offset or lost:
+            what = f"the position of partition {partition} of updates goes back from {before.next_offset} to {after.next_offset}"
+            if lost:
+                what += f" and forgets {lost[:5]}"
+            yield self._at(ONE_VERDICT, what, entry, entry.commit.first_index, "what was judged may be judged again")
+
+    def _judged(self, entry: Entry, rows: list[Row], before: Covered, after: Covered) -> Iterator[Finding]:
+        seen: set[int] = set()
+        for row in rows:
+            place = f"update {row.partition}/{row.first}"
+            if not row.is_sound:
+                what = f"{place} to {row.last} cannot be {row.count} updates"
+                yield self._at(ONE_VERDICT, what, entry, row.index, client=row.client)
+            for offset in {row.first, row.last}:
+                place = f"update {row.partition}/{offset}"
+                if before.holds(offset) or offset in seen:
+                    yield self._at(ONE_VERDICT, f"{place} is judged a second time", entry, row.index, client=row.client)
+                elif not after.holds(offset):
+                    what = f"{place} has a verdict and is not covered by its commit's position"
+                    yield self._at(ONE_VERDICT, what, entry, row.index, "it would be judged again", client=row.client)
+                seen.add(offset)
+
+    def _added(
+        self, entry: Entry, partition: int, rows: list[Row], before: Covered, after: Covered
+    ) -> Iterator[Finding]:
+        """Find offsets that the position calls judged and no verdict names.
+
+        Only those above `next_offset` are manifests for certain; below it lie chunks too, and `audit.sources` looks there.
+        """
+        named = {offset for row in rows for offset in (row.first, row.last)}
+        for offset in sorted(after.above - before.above - named):
+            inside = any(row.first < offset < row.last and row.count > 2 for row in rows)
+            if not inside and not before.holds(offset):
+                what = f"update {partition}/{offset} counts as judged and has no verdict"
+                yield self._at(ONE_VERDICT, what, entry, entry.commit.first_index, "it is lost to its client")
+
+    def _event(self, index: int, event: Any, entry: Entry) -> Iterator[Finding]:
+        match event:
+            case Genesis():
+                if index:
+                    yield self._at(STANDING, "a second genesis", entry, index)
+            case ClientEnrolled():
+                yield from self._enrolled(index, event, entry)
+            case UpdateAccepted():
+                yield from self._accepted(index, event, entry)
+            case UpdateRejected():
+                self._summary.rejected[event.reasons[0]] += event.count
+                yield from self._known(index, event.origin, entry)
+            case Unattributed():
+                self._summary.unattributed[event.reason] += event.count
+            case FederationEnded():
+                self._ended = index
+            case RoundClosed() if self._ended is not None:
+                what = f"round {event.round} is closed after the federation ended at event {self._ended}"
+                yield self._at(STANDING, what, entry, index, round_=event.round)
+
+    def _enrolled(self, index: int, event: ClientEnrolled, entry: Entry) -> Iterator[Finding]:
+        self._keys.setdefault(event.client, set()).add(key_id(event.public_key))
+        self._summary.clients = len(self._keys)
+        first = self._commands.setdefault(event.command_id, index)
+        if first != index:
+            what = f"command {event.command_id.hex()} is taken a second time, first by event {first}"
+            yield self._at(STANDING, what, entry, index, client=event.client)
+
+    def _known(self, index: int, origin: Origin, entry: Entry) -> Iterator[Finding]:
+        if origin.key_id not in self._keys.get(origin.client, ()):
+            what = f"a verdict on {origin.client!r}, whose key {origin.key_id.hex()} is not enrolled by then"
+            yield self._at(STANDING, what, entry, index, client=origin.client)
+
+    def _accepted(self, index: int, event: UpdateAccepted, entry: Entry) -> Iterator[Finding]:
+        origin = event.origin
+        round_ = origin.base_round + 1
+        if event.payload is None:
+            self._summary.evaluations += 1
+        else:
+            self._summary.accepted += 1
+        yield from self._known(index, origin, entry)
+        if self._ended is not None:
+            what = f"an update is accepted after the federation ended at event {self._ended}"
+            yield self._at(STANDING, what, entry, index, client=origin.client, round_=round_)
+        first = self.accepted.setdefault(origin.digest, index)
+        if first != index:
+            what = f"update {origin.digest.hex()[:12]} is accepted a second time, first by event {first}"
+            yield self._at(ACCEPTED_ONCE, what, entry, index, client=origin.client, round_=round_)
+        first = self._by_round.setdefault((origin.client, round_, origin.kind), index)
+        if first != index:
+            what = f"a second {origin.kind} update of {origin.client!r} is accepted for round {round_}, the first by event {first}"
+            yield self._at(ACCEPTED_ONCE, what, entry, index, client=origin.client, round_=round_)
+
+    def _at(
+        self,
+        check: str,
+        what: str,
+        entry: Entry,
+        index: int,
+        hint: str = "",
+        *,
+        client: str | None = None,
+        round_: int | None = None,
+    ) -> Finding:
+        return Finding(check, what, hint, self._topic, 0, entry.offset, index, client, round_)

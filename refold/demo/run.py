@@ -1,0 +1,204 @@
+"""One run of the demonstration: a federation, its server and its clients as processes, watched until it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import refold
+from refold.bus.contract import Place
+from refold.bus.ledger import LedgerReader, read_all
+from refold.bus.topics import Topics
+from refold.demo.client import Settings
+from refold.demo.data import Examples
+from refold.demo.faults import SERVER_KILLED, Fault, client_name
+from refold.demo.network import Weights, accuracy
+from refold.demo.processes import Processes
+from refold.federation import Federation
+from refold.jsonable import event_json
+from refold.producers.history import History
+from refold.schemas.errors import TryAgainError
+from refold.schemas.keys import SigningKey
+from refold.state.model_state import ModelState
+
+FEDERATION = "digits"
+TRAINING = {"epochs": 3, "rate": 0.2, "batch": 16}
+HEARTBEAT_S, DEADLINE_S = 0.2, 1.0
+WATCH_S = 0.05
+LONGEST_S = 300.0
+"""A run that takes longer has a fault of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One of the four runs."""
+
+    name: str
+    title: str
+    defence: str
+    faults: bool
+
+
+KINDS = (
+    Kind("all", "faults, all defences on", "all", True),
+    Kind("none", "faults, nothing on", "none", True),
+    Kind("consistency", "faults, consistency only", "consistency", True),
+    Kind("clean", "no faults, all defences on", "all", False),
+)
+
+Told = Callable[[str, int, float], None]
+"""Called with a run's name, a round and the test accuracy at it."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run left behind.
+
+    Parameters
+    ----------
+    accuracy
+        On the test examples, for round 0 and every round after it.
+    log
+        The events of `accepted` and `rounds` as ``refold log --json`` prints them.
+    faults
+        What the injectors said.
+    """
+
+    kind: Kind
+    url: str
+    accuracy: list[float] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    server_kills: int = 0
+
+
+class Run:
+    """A run, from nothing to its outcome."""
+
+    def __init__(self, kind: Kind, settings: Settings, initial: Weights, test: Examples) -> None:
+        self._kind = kind
+        self._settings = settings
+        self._test = test
+        self._initial = initial
+        self._folder = Path(settings.folder)
+        self._outcome = Outcome(kind, settings.url)
+        self._state: ModelState | None = None
+        self._arrived_before = -1
+
+    def go(self, told: Told) -> Outcome:
+        """Run to the end and return what came of it."""
+        with self._create() as federation, Processes(self._folder / "stderr") as processes:
+            self._start(processes)
+            history = federation.history()
+            try:
+                self._watch(federation, history, processes, told)
+            finally:
+                history.close()
+            self._settle(federation, processes)
+            processes.stop("server")
+            self._outcome.log = log_of(federation)
+        self._outcome.faults = self._settings.fault_file.read()
+        return self._outcome
+
+    def _create(self) -> Federation:
+        settings = self._settings
+        plan = refold.Plan(
+            minimum=max(1, settings.clients // 3),
+            deadline_s=DEADLINE_S,
+            rounds=settings.rounds,
+            heartbeat_s=HEARTBEAT_S,
+            config=TRAINING,
+            seed=settings.seed.to_bytes(16, "little"),
+        )
+        snapshots = refold.SnapshotPolicy(every_rounds=4, keep_last=8)
+        federation = refold.create(settings.url, self._initial, plan=plan, snapshots=snapshots, defence=self._kind.defence)
+        for index in range(settings.clients):
+            name = client_name(index)
+            key = SigningKey.load_or_create(self._folder / "clients" / f"{name}.pem")
+            federation.enroll(name, key.public)
+        return federation
+
+    def _start(self, processes: Processes) -> None:
+        file = self._folder / "settings.json"
+        self._settings.save(file)
+        processes.start("server", "refold.demo.server", self._settings.url)
+        for index in range(self._settings.clients):
+            name = client_name(index)
+            processes.start(name, "refold.demo.client", str(file), name)
+
+    def _watch(self, federation: Federation, history: History, processes: Processes, told: Told) -> None:
+        """Follow the rounds, kill the server in the middle of one, and start again whoever was killed."""
+        until_s = time.monotonic() + LONGEST_S
+        while processes.running(but="server"):
+            if time.monotonic() > until_s:
+                raise TryAgainError(f"the run {self._kind.name!r} did not end", hint=f"see {self._folder / 'stderr'}")
+            history.rounds.poll(WATCH_S)
+            processes.revive()
+            if history.lineage.opened is None:
+                continue
+            self._measure(history, told)
+            if not self._outcome.server_kills:
+                self._kill_in_the_middle(federation, history.lineage.head + 1, processes)
+        history.rounds.read_to_end()
+        self._measure(history, told)
+
+    def _measure(self, history: History, told: Told) -> None:
+        """Compute the accuracy of every round that is new, from its rebuilt model."""
+        while len(self._outcome.accuracy) <= history.lineage.head:
+            round_ = len(self._outcome.accuracy)
+            self._state = history.rebuild(round_, held=self._state, slots=False)
+            self._outcome.accuracy.append(accuracy(self._state.numpy(), self._test))
+            told(self._kind.name, round_, self._outcome.accuracy[-1])
+
+    def _kill_in_the_middle(self, federation: Federation, open_round: int, processes: Processes) -> None:
+        """Kill the server once some of the round's updates, not all, have arrived."""
+        due = self._settings.schedule.server_dies_in
+        if not due or open_round < due:
+            return
+        arrived = _arrived(federation)
+        if self._arrived_before < 0:
+            self._arrived_before = arrived
+        if arrived > self._arrived_before:
+            self._settings.fault_file.add(Fault(SERVER_KILLED, "", open_round))
+            processes.kill("server")
+            self._outcome.server_kills += 1
+
+    def _settle(self, federation: Federation, processes: Processes) -> None:
+        """Wait until every update has its verdict and `rounds` covers it."""
+        until_s = time.monotonic() + LONGEST_S
+        accepted = LedgerReader(federation.bus, federation.topics.accepted)
+        try:
+            while not _all_judged(federation, accepted):
+                if time.monotonic() > until_s:
+                    raise TryAgainError("updates without a verdict are left", hint=f"see {self._folder / 'stderr'}")
+                processes.revive()
+                accepted.poll(WATCH_S)
+        finally:
+            accepted.close()
+
+
+def _arrived(federation: Federation) -> int:
+    """Return how many records `updates` has had."""
+    partitions = federation.bus.topics()[federation.topics.updates].partitions
+    return sum(federation.bus.end_offset(Place(federation.topics.updates, partition)) for partition in range(partitions))
+
+
+def _all_judged(federation: Federation, accepted: LedgerReader) -> bool:
+    for part in accepted.chain.position.updates:
+        if part.next_offset < federation.bus.end_offset(Place(federation.topics.updates, part.partition)):
+            return False
+    return bool(accepted.chain.position.updates)
+
+
+def log_of(federation: Federation) -> list[dict[str, Any]]:
+    """Return both logs of a federation, as ``refold log --json`` prints their events."""
+    topics = Topics(federation.name)
+    return [
+        event_json(name, entry, index, event)
+        for name in ("accepted", "rounds")
+        for entry in read_all(federation.bus, getattr(topics, name))
+        for index, event in entry.indexed()
+    ]
