@@ -189,8 +189,9 @@ def compare(torch: Any, optimizer: Optimizer, parameters: int, repeats: int, fol
 def start_again() -> None:
     """Start the program again with what libraries read only when they are loaded: one thread, and memory as after a crash.
 
-    Left alone, the C library keeps large freed arrays for the next turn in some turns and not in others, and whoever loads the
-    most is timed with or without the cost of new pages by chance. A process that recovers has new pages: so have all turns here.
+    Left alone, the C library keeps large freed arrays for the next turn in some turns and not in others, and whoever loads
+    the most is timed with or without the cost of new pages by chance. A process that recovers has new pages: so have all
+    turns here.
     """
     wanted = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     if any(os.environ.get(name) != value for name, value in wanted.items()):

@@ -88,7 +88,7 @@ def connect(path: Path, *, durable: bool = True, max_size_bytes: int | None = No
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         # Zeroes what is deleted only where the page is written anyway: full zeroing (Debian's default) is ten times slower.
         connection.execute("PRAGMA secure_delete = FAST")
-        connection.execute("PRAGMA cache_size = -8192")
+        connection.execute("PRAGMA cache_size = -1024")
         connection.execute(f"PRAGMA journal_size_limit = {128 << 20}")
         if max_size_bytes is not None:
             connection.execute(f"PRAGMA max_page_count = {max(1, max_size_bytes // PAGE_BYTES)}")

@@ -85,9 +85,16 @@ class LedgerReader:
         IntegrityError
             A commit that extends the chain holds events that cannot be read.
         """
-        entries = []
+        entries: list[Entry] = []
         for record in self._consumer.poll(timeout_s):
-            entry = self._take(record)
+            try:
+                entry = self._take(record)
+            except (IntegrityError, BusError):
+                # What was taken before it is handed over first; the next poll comes to this record again.
+                self._consumer.seek(self.place, record.offset)
+                if not entries:
+                    raise
+                break
             if entry is not None:
                 entries.append(entry)
         return entries
@@ -110,10 +117,10 @@ class LedgerReader:
         try:
             events: tuple[Any, ...] = tuple(decode(event) for event in self._event_bytes(commit))
         except (IntegrityError, BusError):
-            self._go_back(before, record)
+            self.chain = before
             raise
         except InvalidRecord as error:
-            self._go_back(before, record)
+            self.chain = before
             raise IntegrityError(
                 f"the log holds an event that this Refold cannot read: {error.message}",
                 topic=self.topic,
@@ -122,11 +129,6 @@ class LedgerReader:
             ) from error
         self._window.clear()
         return Entry(commit, commit_hash(data), record.offset, events)
-
-    def _go_back(self, before: Chain, record: Record) -> None:
-        """Not having read a commit's events, forget that it was taken: the next poll offers it again."""
-        self.chain = before
-        self._consumer.seek(self.place, record.offset)
 
     def _remember(self, data: bytes) -> None:
         self._window[chunk_digest(data)] = data

@@ -13,6 +13,10 @@ from refold.schemas.payload import INLINE_BYTES, Payload, PlaceHint, chunk_diges
 SLACK_RECORDS = 64
 """How many records past the hint a reader looks at before it builds an index."""
 
+MOST_RECORDS_A_CHUNK = 16
+"""How many records a reader looks at for each chunk, on average, before it builds an index: a client's hint is only a claim, and
+a wide one must not cost a pass over the topic for each update."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -112,8 +116,10 @@ class PayloadReader:
         if hint.partition >= self._bus.topics()[self.topic].partitions:
             return
         wanted = list(zip(payload.chunks, payload.lengths, strict=True))
+        most = MOST_RECORDS_A_CHUNK * len(wanted) + SLACK_RECORDS
+        last = min(hint.last_offset + SLACK_RECORDS, hint.first_offset + most)
         at = 0
-        for record in self._records(place, hint.first_offset, hint.last_offset + SLACK_RECORDS):
+        for record in self._records(place, hint.first_offset, last) if wanted else ():
             value = record.value
             if value is not None and len(value) == wanted[at][1] and chunk_digest(value) == wanted[at][0]:
                 yield value
@@ -127,6 +133,8 @@ class PayloadReader:
             self._consumer.assign([place])
             self._assigned = place
         end = min(self._bus.end_offset(place), last + 1)
+        if first >= end:
+            return  # A hint from a longer log, or a moved one.
         self._consumer.seek(place, first)
         while self._consumer.position(place) < end:
             for record in self._consumer.poll(1.0, max_records=max(1, min(500, end - first))):
@@ -151,8 +159,13 @@ class PayloadReader:
         )
 
     def _extend_index(self, place: Place) -> None:
+        """Index what came since, and forget what was deleted, so that the index is no larger than the topic."""
         start = self._indexed_to.get(place, 0)
         end = self._bus.end_offset(place)
+        if start == end:
+            return
+        begin = self._bus.begin_offset(place)
+        self._index = {digest: at for digest, at in self._index.items() if at[0] != place or at[1] >= begin}
         for record in self._records(place, start, end):
             if record.value is not None:
                 self._index[chunk_digest(record.value)] = (place, record.offset)

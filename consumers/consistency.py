@@ -8,7 +8,8 @@ For each update, in order:
 4. At the end of the batch everything sent is acknowledged. A failed send ends the member, which starts again where `accepted`
    says; a hole in what arrived shows by the back-references.
 
-Where it starts: at `accepted`'s position for each partition, never at the group's own offsets (invariant I8).
+Where it starts: at `accepted`'s position for each partition, never at the group's own offsets (invariant I8). What is judged but
+not deleted yet is passed over with only its chunks noted: an upload that began there may still be under way.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from refold.consumers.inspection import Inspector
 from refold.consumers.window import ChunkWindow
 from refold.schemas.canonical import encode
 from refold.schemas.checks import NO_OFFSET, Attempted, Checked
+from refold.schemas.commits import PartitionPosition
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
 from refold.schemas.payload import Payload
 from refold.schemas.updates import ClientUpdate
@@ -55,6 +57,9 @@ def inspect(inspector: Inspector, window: ChunkWindow, record: Record) -> Findin
         return Finding(update, "", "", inspector.examine(update.body, chunks).pack())
     except InvalidRecord as error:
         return Finding(update, error.reason, printable(error.message), None)
+    finally:
+        if update.body.payload is not None:
+            window.forget(update.body.payload)
 
 
 def _chunks(window: ChunkWindow, payload: Payload, record: Record) -> Iterator[bytes]:
@@ -89,7 +94,7 @@ class Consistency:
         self._window = ChunkWindow(bus, topics.updates, clock)
         self._producer = bus.producer()
         self._previous: dict[Place, int] = {}
-        self._judged: dict[Place, frozenset[int]] = {}
+        self._covered: dict[Place, PartitionPosition] = {}
         self._consumer = bus.consumer(group=f"{topics.federation}.consistency", instance=member)
         self._consumer.subscribe([topics.updates], on_assigned=self._start_where_the_log_says)
 
@@ -99,7 +104,9 @@ class Consistency:
         for record in records:
             if is_chunk(record.headers):
                 self._window.add(record)
-            elif record.offset not in self._judged.get(Place(record.topic, record.partition), ()):
+            elif self._covered[Place(record.topic, record.partition)].is_judged(record.offset):
+                self._forget_chunks(record)
+            else:
                 self._check(record)
         if records:
             # 4. Acknowledged before anything is said of progress.
@@ -108,14 +115,18 @@ class Consistency:
         return bool(records)
 
     def _start_where_the_log_says(self, places: frozenset[Place]) -> None:
+        """Pass over what the log has judged, but read from the beginning: chunks of open uploads may lie before it.
+
+        Detection deletes what no open upload needs, so the beginning is near.
+        """
         for _ in self._accepted.read_to_end():
             pass
         covered = {part.partition: part for part in self._accepted.chain.position.updates}
         for place in places:
-            part = covered.get(place.partition)
             self._previous[place] = NO_OFFSET
-            self._judged[place] = frozenset(part.judged_above if part else ())
-            self._consumer.seek(place, part.next_offset if part else self._bus.begin_offset(place))
+            self._covered[place] = covered.get(place.partition, PartitionPosition(place.partition, 0, ()))
+            self._window.begin_anew(place.partition)
+            self._consumer.seek(place, self._bus.begin_offset(place))
 
     def _check(self, record: Record) -> None:
         place = Place(record.topic, record.partition)
@@ -129,6 +140,15 @@ class Consistency:
         facts = checked(record, finding, self._previous[place], first_chunk, open_from, self._member)
         self._send("Checked", facts, record)
         self._previous[place] = record.offset
+
+    def _forget_chunks(self, record: Record) -> None:
+        """Take note that a judged update waits for nothing."""
+        try:
+            payload = self._inspector.open(record.value).body.payload
+        except InvalidRecord:
+            return
+        if payload is not None:
+            self._window.forget(payload)
 
     def _send(self, kind: str, value: object, record: Record) -> None:
         identity = f"{record.partition}/{record.offset}"

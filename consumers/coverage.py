@@ -50,7 +50,8 @@ class Coverage:
         """
         pending = sorted(self.pending - judged)
         known_to = max(self.seen_to, self._position.next_offset - 1)
-        known = [(left + 1, right - 1) for left, right in zip(pending, [*pending[1:], known_to + 1], strict=True)]
+        ends = [*pending[1:], known_to + 1] if pending else []
+        known = [(left + 1, right - 1) for left, right in zip(pending, ends, strict=True)]
         beyond = [(max(first, known_to + 1), last) for first, last in self._position.judged_above if last > known_to]
         runs = _joined([*known, *beyond])
         following = pending[0] if pending else known_to + 1

@@ -122,16 +122,16 @@ class _Active:
         self._checked_next = self.roster.position.checked
 
     def turn(self, consumer: Consumer, records: Sequence[Record]) -> bool:
-        # 1. Inputs.
+        # 1. Inputs; a command that was written before an update is in force before it is looked at.
         commanded = self._commands.poll()
-        moved = bool(self._rounds.poll())
+        if commanded:
+            self._commit(commanded, [])
+        moved = bool(self._rounds.poll()) or bool(commanded)
         self._hear()
         for record in records:
             self._intake.take(record)
         self._checked_next = consumer.position(Place(self._topics.checked, 0))
         # 2. Decided.
-        if commanded:
-            return self._commit(commanded, [])
         ruling = self._decide()
         if not ruling.judged:
             return moved or bool(records)

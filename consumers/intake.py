@@ -69,6 +69,8 @@ class Intake:
         if hole is not None:
             self.holes += 1
             self.inspect_range(fact.partition, *hole, checked_offset=record.offset)
+        # Only a reader that saw the partition from its beginning knows which uploads are open; detection's own look does not.
+        self._open_from[fact.partition] = fact.open_from
         self._learn(fact, coverage, record.offset)
 
     def inspect_range(self, partition: int, first: int, last: int, *, checked_offset: int) -> None:
@@ -119,7 +121,6 @@ class Intake:
 
     def _learn(self, fact: Checked, coverage: Coverage, checked_offset: int) -> None:
         source = (fact.partition, fact.offset)
-        self._open_from[fact.partition] = fact.open_from
         if not coverage.note(fact.offset):
             return
         _, first = self._attempts.pop(source, (0, checked_offset))

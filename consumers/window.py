@@ -13,45 +13,74 @@ from refold.schemas.errors import IntegrityError, InvalidRecord
 from refold.schemas.payload import Payload, PlaceHint, chunk_digest, payload_root
 
 DEFAULT_BYTES = 64 << 20
+MAX_OPEN = 1 << 16
+"""Most chunks that wait for their manifests; past it the oldest are forgotten, as if their grace were over."""
+
 GRACE_S = 900.0
 """How long a chunk may wait for its manifest before the topic is cleaned over it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class _Open:
+    """Where a chunk lies that waits for its manifest, and since when."""
+
     partition: int
     offset: int
-    value: bytes
     since_s: float
 
 
 class ChunkWindow:
-    """Remembers chunks until the manifest that names them comes, at most `max_bytes` of them; the oldest go first.
+    """Remembers chunks until the manifest that names them comes: where they lie, and the bytes of the newest `max_bytes`.
 
-    A chunk that went is still in the topic and is read again from there.
+    A chunk whose bytes went is still in the topic and is read again from there, and nothing is deleted over it.
     """
 
-    def __init__(self, bus: Bus, topic: str, clock: Clock, *, max_bytes: int = DEFAULT_BYTES) -> None:
-        self._chunks: OrderedDict[bytes, _Chunk] = OrderedDict()
+    def __init__(self, bus: Bus, topic: str, clock: Clock, *, max_bytes: int = DEFAULT_BYTES, max_open: int = MAX_OPEN) -> None:
+        self._open: OrderedDict[bytes, _Open] = OrderedDict()
+        self._values: OrderedDict[bytes, bytes] = OrderedDict()
         self._clock = clock
         self._bytes = 0
-        self._most = max_bytes
+        self._most_bytes = max_bytes
+        self._most_open = max_open
         self._reader = PayloadReader(bus, topic)
+
+    def __len__(self) -> int:
+        """Return how many chunks wait."""
+        return len(self._open)
 
     def add(self, record: Record) -> None:
         """Remember a chunk."""
         value = record.value or b""
         digest = chunk_digest(value)
-        if digest in self._chunks:
+        if digest in self._open:
             return
-        self._chunks[digest] = _Chunk(record.partition, record.offset, value, self._clock.monotonic_s())
+        self._open[digest] = _Open(record.partition, record.offset, self._clock.monotonic_s())
+        self._values[digest] = value
         self._bytes += len(value)
-        while self._bytes > self._most:
-            _, oldest = self._chunks.popitem(last=False)
-            self._bytes -= len(oldest.value)
+        while self._bytes > self._most_bytes:
+            self._bytes -= len(self._values.popitem(last=False)[1])
+        while self._open and (len(self._open) > self._most_open or self._is_over(next(iter(self._open.values())))):
+            self._forget(next(iter(self._open)))
+
+    def forget(self, payload: Payload) -> None:
+        """Let go of the chunks of a manifest that was seen."""
+        for digest in payload.chunks:
+            self._forget(digest)
+
+    def begin_anew(self, partition: int) -> None:
+        """Forget a partition, which is read from its beginning again."""
+        for digest in [digest for digest, chunk in self._open.items() if chunk.partition == partition]:
+            self._forget(digest)
+
+    def _forget(self, digest: bytes) -> None:
+        self._open.pop(digest, None)
+        self._bytes -= len(self._values.pop(digest, b""))
+
+    def _is_over(self, chunk: _Open) -> bool:
+        return chunk.since_s < self._clock.monotonic_s() - GRACE_S
 
     def read(self, payload: Payload, hint: PlaceHint | None) -> Iterator[bytes]:
-        """Yield the chunks of a payload and forget them.
+        """Yield the chunks of a payload; `forget` them after it.
 
         Raises
         ------
@@ -59,10 +88,9 @@ class ChunkWindow:
             ``missing-chunk``, or ``chunk-digest`` where bytes lie in its place that are not those of the digest.
         """
         for index, digest in enumerate(payload.chunks):
-            found = self._chunks.pop(digest, None)
+            found = self._values.get(digest)
             if found is not None:
-                self._bytes -= len(found.value)
-                yield found.value
+                yield found
                 continue
             try:
                 yield from self._reader.read(_rest(payload, index, hint))
@@ -72,16 +100,16 @@ class ChunkWindow:
 
     def first_offset(self, payload: Payload, hint: PlaceHint | None, manifest_offset: int) -> int:
         """Return the lowest offset of the payload's chunks that is known here, or the manifest's own."""
-        known = [self._chunks[digest].offset for digest in payload.chunks if digest in self._chunks]
+        known = [self._open[digest].offset for digest in payload.chunks if digest in self._open]
         if hint is not None:
             known.append(hint.first_offset)
         return min([*known, manifest_offset])
 
     def open_from(self, partition: int, default: int) -> int:
         """Return the lowest offset of a partition whose chunk still waits for its manifest, within the grace."""
-        since = self._clock.monotonic_s() - GRACE_S
-        waiting = (c.offset for c in self._chunks.values() if c.partition == partition and c.since_s >= since)
-        return min(waiting, default=default)
+        # A partition is read in order, so the first of its chunks is the lowest.
+        waiting = (chunk.offset for chunk in self._open.values() if chunk.partition == partition and not self._is_over(chunk))
+        return min(next(waiting, default), default)
 
     def _fault(self, payload: Payload, hint: PlaceHint | None) -> InvalidRecord:
         """Tell bytes that changed on the way from bytes that never came."""

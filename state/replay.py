@@ -174,17 +174,31 @@ def load_snapshot(
         The snapshot cannot be read.
     """
     layout = Layout.of(schema)
-    arrays: list[Integers] = []
-    for size, width in zip(layout.sizes, layout.widths, strict=True):
-        arrays.append(np.empty(size, np.int32) if width == 32 else np.empty(size, np.int64))
-    state = ModelState(schema, entry.round, arrays)
+    state = ModelState(schema, entry.round, _room(layout))
     with _Reading("snapshot", entry.round):
         load_chunks(state.parameters, layout, source.snapshot(entry.round, PARAMETERS), threads=threads)
         if slots and entry.slot_exponents:
-            open_slots(state, entry.slot_exponents)
-            flat, slot_layout = _flat_slots(state)
+            names = tuple(entry.slot_exponents)
+            slot_layout = Layout.of_slots(schema, names)
+            flat = _room(slot_layout)
             load_chunks(flat, slot_layout, source.snapshot(entry.round, SLOTS), threads=threads)
+            each = len(schema.tensors)
+            state.slots = {name: flat[place * each : (place + 1) * each] for place, name in enumerate(names)}
+            state.slot_exponents = dict(entry.slot_exponents)
     return state
+
+
+def _room(layout: Layout) -> list[Integers]:
+    """Return arrays to be filled: parts of one for each width, which the system can back with large pages."""
+    arrays: list[Integers] = []
+    whole: dict[int, Integers] = {
+        32: np.empty(sum(size for size, width in zip(layout.sizes, layout.widths, strict=True) if width == 32), np.int32),
+        64: np.empty(sum(size for size, width in zip(layout.sizes, layout.widths, strict=True) if width == 64), np.int64),
+    }
+    for size, width in zip(layout.sizes, layout.widths, strict=True):
+        arrays.append(whole[width][:size])
+        whole[width] = whole[width][size:]
+    return arrays
 
 
 def walk(

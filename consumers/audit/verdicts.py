@@ -63,12 +63,16 @@ def row_of(index: int, event: Any) -> Row | None:
 class Covered:
     """What of a partition is judged."""
 
-    next_offset: int = 0
-    above: frozenset[int] = frozenset()
+    position: PartitionPosition
+
+    @property
+    def next_offset(self) -> int:
+        """Every manifest below this offset is judged."""
+        return self.position.next_offset
 
     def holds(self, offset: int) -> bool:
         """Whether a manifest at this offset is judged."""
-        return offset < self.next_offset or offset in self.above
+        return self.position.is_judged(offset)
 
 
 class VerdictAudit:
@@ -121,7 +125,9 @@ class VerdictAudit:
     def _grown(self, entry: Entry, partition: int, before: Covered, after: Covered) -> Iterator[Finding]:
         lost = sorted(offset for offset in before.above if not after.holds(offset))
         if after.next_offset < before.next_offset or lost:
-            what = f"the position of partition {partition} of updates goes back from {before.next_offset} to {after.next_offset}"
+            what = (
+                f"the position of partition {partition} of updates goes back from {before.next_offset} to {after.next_offset}"
+            )
             if lost:
                 what += f" and forgets {lost[:5]}"
             yield self._at(ONE_VERDICT, what, entry, entry.commit.first_index, "what was judged may be judged again")
@@ -142,9 +148,7 @@ class VerdictAudit:
                     yield self._at(ONE_VERDICT, what, entry, row.index, "it would be judged again", client=row.client)
                 seen.add(offset)
 
-    def _added(
-        self, entry: Entry, partition: int, rows: list[Row], before: Covered, after: Covered
-    ) -> Iterator[Finding]:
+    def _added(self, entry: Entry, partition: int, rows: list[Row], before: Covered, after: Covered) -> Iterator[Finding]:
         """Find offsets that the position calls judged and no verdict names.
 
         Only those above `next_offset` are manifests for certain; below it lie chunks too, and `audit.sources` looks there.
@@ -206,7 +210,9 @@ class VerdictAudit:
             yield self._at(ACCEPTED_ONCE, what, entry, index, client=origin.client, round_=round_)
         first = self._by_round.setdefault((origin.client, round_, origin.kind), index)
         if first != index:
-            what = f"a second {origin.kind} update of {origin.client!r} is accepted for round {round_}, the first by event {first}"
+            what = (
+                f"a second {origin.kind} update of {origin.client!r} is accepted for round {round_}, the first by event {first}"
+            )
             yield self._at(ACCEPTED_ONCE, what, entry, index, client=origin.client, round_=round_)
 
     def _at(

@@ -1,0 +1,75 @@
+"""Everything that ever lay in a topic: what is deleted is copied first, so that a checker sees all that clients sent."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from refold.bus.contract import Bus, Place, Record
+from refold.bus.topics import is_chunk
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS records (topic, partition, offset, value, PRIMARY KEY (topic, partition, offset))"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A record that lay, or lies, in a topic."""
+
+    partition: int
+    offset: int
+    value: bytes
+
+
+def archiver(path: Path, short: str = "updates") -> Callable[[Bus, Place, int], None]:
+    """Return what copies a topic's records, chunks left out, before they are deleted."""
+
+    def copy(bus: Bus, place: Place, before: int) -> None:
+        if not place.topic.endswith(f".{short}"):
+            return
+        rows = [
+            (place.topic, record.partition, record.offset, record.value or b"")
+            for record in read_place(bus, place)
+            if record.offset < before and not is_chunk(record.headers)
+        ]
+        connection = sqlite3.connect(path, timeout=30)
+        with connection:
+            connection.execute(_SCHEMA)
+            connection.executemany("INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)", rows)
+        connection.close()
+
+    return copy
+
+
+def all_events(bus: Bus, topic: str, path: Path | None) -> list[Kept]:
+    """Return every event record that ever lay in a topic, chunks left out, by partition and offset."""
+    found: dict[tuple[int, int], bytes] = {}
+    if path is not None and path.exists():
+        connection = sqlite3.connect(path)
+        for partition, offset, value in connection.execute(
+            "SELECT partition, offset, value FROM records WHERE topic = ?", (topic,)
+        ):
+            found[partition, offset] = value
+        connection.close()
+    for record in read_topic(bus, topic):
+        if not is_chunk(record.headers):
+            found[record.partition, record.offset] = record.value or b""
+    return [Kept(*place, value) for place, value in sorted(found.items())]
+
+
+def read_topic(bus: Bus, topic: str) -> list[Record]:
+    """Return all records that a topic holds now."""
+    places = [Place(topic, partition) for partition in range(bus.topics()[topic].partitions)]
+    return [record for place in places for record in read_place(bus, place)]
+
+
+def read_place(bus: Bus, place: Place) -> list[Record]:
+    """Return all records that a partition holds now."""
+    records: list[Record] = []
+    end = bus.end_offset(place)
+    with bus.consumer() as consumer:
+        consumer.assign([place])
+        while consumer.position(place) < end:
+            records += consumer.poll(1.0)
+    return records
