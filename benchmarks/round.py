@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 
 import refold
+from refold.consumers.memory import limit_arenas
 
 AIM_S = 0.45
 AIM_MODELS = 8.0
@@ -168,7 +169,8 @@ def naive_round(folder: Path, parameters: int, clients: int) -> float:
 
 
 def serve(url: str, keys: str) -> None:
-    """Run all groups; print the idle memory once the federation is open and its genesis snapshot is there."""
+    """Run all groups as `refold serve` does; print the idle memory once the federation is open and has its genesis snapshot."""
+    limit_arenas()
     with refold.connect(url, keys=keys) as federation, federation.serve() as server:
         history = federation.history()
         while 0 not in history.snapshots:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from refold.bus._groups import Group, Member, join, release, remove, renew, take
 from refold.bus._store import Store
 from refold.bus.contract import Committed, Listener, Place
-from refold.schemas.errors import PlaceTakenError
+from refold.schemas.errors import FencedError, PlaceTakenError
 
 LOOK_AROUND_S = 0.25
 """How often a waiting member looks whether the others' processes and leases still live; the look is a read of one row."""
@@ -38,7 +38,7 @@ class Membership:
         self._generation = -1
         self._renew_at = 0.0
         self._look_at = 0.0
-        self._fenced: PlaceTakenError | None = None
+        self._fenced: FencedError | None = None
 
     def keep(self) -> None:
         """Do what the group asks of this member; to be called before each fetch. Cheap when there is nothing to do."""
@@ -112,8 +112,12 @@ class Membership:
         successor = group.successor_of(self._instance)
         if successor is not None:
             hint = "two consumers run with the same instance name; give each its own"
-            self._fenced = PlaceTakenError(
-                "Another consumer joined with this instance name", group=self.group, instance=self._instance, hint=hint
+            self._fenced = FencedError(
+                "Another consumer joined with this instance name",
+                group=self.group,
+                instance=self._instance,
+                process=successor.process or None,
+                hint=hint,
             )
         self._name = None
         self._let_go(self.places)

@@ -150,7 +150,7 @@ class Consumer(Protocol):
 
     A consumer belongs to one thread. `poll` also keeps the group membership alive: who does not poll for the session timeout,
     or whose process ends, is removed. Its next `poll` gives all its places to `on_revoked` and joins anew; its `commit` raises
-    PlaceTakenError, and so does `poll` where another consumer has joined with the same `instance`.
+    PlaceTakenError, and `poll` raises FencedError where another consumer has joined with the same `instance`.
     """
 
     def assign(self, places: Iterable[Place]) -> None:

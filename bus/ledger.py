@@ -30,7 +30,7 @@ from refold.schemas.commits import (
     next_commit,
     pack_events,
 )
-from refold.schemas.errors import BusError, IntegrityError, InvalidRecord
+from refold.schemas.errors import BusError, IntegrityError, InvalidRecord, TryAgainError
 from refold.schemas.payload import Payload, chunk_digest, describe
 
 WINDOW_CHUNKS = 256
@@ -104,6 +104,16 @@ class LedgerReader:
         end = self._bus.end_offset(self.place)
         while self.next_offset < end:
             yield from self.poll(1.0)
+
+    def read_past(self, next_offset: int) -> None:
+        """Follow the chain up to an offset, keeping nothing, and stand there."""
+        end = min(next_offset, self._bus.end_offset(self.place))
+        while self.next_offset < end:
+            for record in self._consumer.poll(1.0):
+                if record.offset >= end:
+                    self._consumer.seek(self.place, end)
+                    return
+                self._take(record)
 
     def _take(self, record: Record) -> Entry | None:
         data = record.value or b""
@@ -228,7 +238,7 @@ class LedgerWriter:
         self._producer.send(self._reader.topic, data, partition=0, headers=headers)
         try:
             self._producer.flush()
-        except BusError:
+        except (BusError, TryAgainError):
             # The acknowledgement may be lost and the record there, so only the log can tell; a producer that failed is not
             # used again, or it might send the record once more, behind a successor's.
             self._renew_producer()

@@ -14,8 +14,8 @@ SLACK_RECORDS = 64
 """How many records past the hint a reader looks at before it builds an index."""
 
 MOST_RECORDS_A_CHUNK = 16
-"""How many records a reader looks at for each chunk, on average, before it builds an index: a client's hint is only a claim, and
-a wide one must not cost a pass over the topic for each update."""
+"""How many records a reader looks at for each chunk, on average, before it builds an index: a client's hint is only a claim,
+and a wide one must not cost a pass over the topic for each update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class PayloadReader:
     Not thread-safe. Holds one consumer, and at most its bytes in flight.
     """
 
-    def __init__(self, bus: Bus, topic: str, *, max_in_flight_bytes: int = 8 << 20) -> None:
+    def __init__(self, bus: Bus, topic: str, *, max_in_flight_bytes: int = 4 << 20) -> None:
         self._bus = bus
         self.topic = topic
         self._consumer: Consumer = bus.consumer(max_in_flight_bytes=max_in_flight_bytes)
@@ -105,6 +105,21 @@ class PayloadReader:
                 taken += 1
         for digest, _ in wanted[taken:]:
             yield self._read_indexed(digest)
+
+    def read_what_is_there(self, payload: Payload) -> Iterator[bytes]:
+        """Yield those of the payload's chunks that can be found, in order, each checked against its digest."""
+        if payload.inline is not None:
+            yield payload.inline
+            return
+        taken = 0
+        for chunk in self._read_hinted(payload, payload.hint) if payload.hint is not None else ():
+            yield chunk
+            taken += 1
+        self._index_all()
+        for digest in payload.chunks[taken:]:
+            found = self._at_index(digest)
+            if found is not None:
+                yield found
 
     def read_bytes(self, payload: Payload) -> bytes:
         """Return the payload's bytes joined."""
@@ -145,18 +160,28 @@ class PayloadReader:
     def _read_indexed(self, digest: bytes) -> bytes:
         """Return a chunk found by its digest anywhere in the topic, indexing what is not indexed yet."""
         if digest not in self._index:
-            for partition in range(self._bus.topics()[self.topic].partitions):
-                self._extend_index(Place(self.topic, partition))
-        if digest in self._index:
-            place, offset = self._index[digest]
-            for record in self._records(place, offset, offset):
-                if record.value is not None and chunk_digest(record.value) == digest:
-                    return record.value
-        raise IntegrityError(
-            f"chunk {digest.hex()[:16]} is not in the topic",
-            topic=self.topic,
-            hint="it was pruned, lost or changed; `refold verify` says what can still be derived",
-        )
+            self._index_all()
+        found = self._at_index(digest)
+        if found is None:
+            raise IntegrityError(
+                f"chunk {digest.hex()[:16]} is not in the topic",
+                topic=self.topic,
+                hint="it was pruned, lost or changed; `refold verify` says what can still be derived",
+            )
+        return found
+
+    def _at_index(self, digest: bytes) -> bytes | None:
+        if digest not in self._index:
+            return None
+        place, offset = self._index[digest]
+        for record in self._records(place, offset, offset):
+            if record.value is not None and chunk_digest(record.value) == digest:
+                return record.value
+        return None
+
+    def _index_all(self) -> None:
+        for partition in range(self._bus.topics()[self.topic].partitions):
+            self._extend_index(Place(self.topic, partition))
 
     def _extend_index(self, place: Place) -> None:
         """Index what came since, and forget what was deleted, so that the index is no larger than the topic."""

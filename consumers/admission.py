@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from refold.consumers.pending import Pending
-from refold.consumers.roster import Roster
+from refold.consumers.roster import NOT_FIRST, Roster, Standing
 from refold.producers.lineage import Lineage
 from refold.schemas.keys import UPDATE_TAG, verify
-from refold.schemas.updates import DECLINE, TRAIN, ClientUpdate, UpdateBody
+from refold.schemas.updates import DECLINE, PASS, TRAIN, ClientUpdate, UpdateBody
 
 
 def authentic(roster: Roster, update: ClientUpdate, digest: bytes) -> str:
@@ -38,25 +38,32 @@ def refusal(
     if roster.ended:
         return "federation-ended"
     standing = roster.clients[body.client]
+    others = [item for item in waiting if item.body is not None and item.reason not in NOT_FIRST]
     return (
         standing.refusal(body, digest, source)
-        or _against_waiting(waiting, body, digest)
+        or _against_waiting(others, body, digest)
         or ("session-ahead" if body.session_index > lineage.next_index else "")
+        or _second_for_its_round(standing, others, body)
         or _timing(roster, lineage, body)
     )
 
 
-def _against_waiting(waiting: Iterable[Pending], body: UpdateBody, digest: bytes) -> str:
-    for other in waiting:
+def _against_waiting(others: Iterable[Pending], body: UpdateBody, digest: bytes) -> str:
+    """As `Standing.refusal`, for what will be remembered once it has its verdict: it must not matter which comes first."""
+    for other in others:
+        assert other.body is not None
         if other.digest == digest:
             return "duplicate"
-        if other.body is None or other.reason:
-            continue
         if other.body.session == body.session and other.body.sequence == body.sequence:
             return "equivocation"
-        if (other.body.round, other.body.kind) == (body.round, body.kind):
-            return "one-per-round"
     return ""
+
+
+def _second_for_its_round(standing: Standing, others: Iterable[Pending], body: UpdateBody) -> str:
+    place = (body.round, body.kind)
+    candidates = (other.body for other in others if other.body is not None and not other.reason)
+    taken = place in standing.rounds or any((other.round, other.kind) == place for other in candidates)
+    return "one-per-round" if taken else ""
 
 
 def _timing(roster: Roster, lineage: Lineage, body: UpdateBody) -> str:
@@ -77,7 +84,7 @@ def _timing(roster: Roster, lineage: Lineage, body: UpdateBody) -> str:
 
 def final_reason(body: UpdateBody) -> str:
     """Return the reason that a sound update of this kind ends with by its nature: a client that declines has no blame."""
-    return "declined" if body.kind == DECLINE else ""
+    return "declined" if body.kind in (DECLINE, PASS) else ""
 
 
 def is_training(body: UpdateBody) -> bool:

@@ -12,6 +12,7 @@ For each commit of `accepted` that `rounds` does not cover yet, in order:
 from __future__ import annotations
 
 from refold.bus.clock import Clock
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus
 from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
 from refold.bus.payloads import PayloadReader, send_payload
@@ -37,6 +38,10 @@ from refold.schemas.reasons import REASONS
 from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
 from refold.state.step import Step, Void, compute_step
+
+
+MAX_RECEIPTS = 2048
+"""Receipts of one event: with names of 200 characters, half of what a record may hold."""
 
 
 class Aggregation(Standby):
@@ -106,8 +111,7 @@ class _Active:
                 case FederationEnded():
                     events.append(event)
         receipts = _receipts(entry)
-        if receipts:
-            events.append(Receipts(receipts))
+        events += [Receipts(receipts[at : at + MAX_RECEIPTS]) for at in range(0, len(receipts), MAX_RECEIPTS)]
         if events:
             self._commit(entry, events)
 
@@ -156,8 +160,7 @@ class _Active:
             )
 
     def close(self) -> None:
-        for part in (self._history, self._accepted, self._deltas, self._producer, self._writer):
-            part.close()
+        close_all(self._history, self._accepted, self._deltas, self._producer, self._writer)
 
 
 def _opened(genesis: Genesis) -> FederationOpened:

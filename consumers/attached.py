@@ -108,8 +108,14 @@ class Subscription:
             for _ in reader.read_to_end() if self._start == NOW else ():
                 pass
             return reader
-        said = json.loads(stored.metadata)
-        chain = Chain(bytes.fromhex(said["head"]), next_index=said["index"], epoch=said["epoch"])
+        try:
+            said = json.loads(stored.metadata)
+            chain = Chain(bytes.fromhex(said["head"]), next_index=said["index"], epoch=said["epoch"])
+        except (ValueError, KeyError, TypeError):
+            # Somebody's tool moved the group: what the chain was there is found by reading up to it.
+            reader = LedgerReader(self._bus, self._topic)
+            reader.read_past(stored.next_offset)
+            return reader
         return LedgerReader(self._bus, self._topic, chain=chain, next_offset=stored.next_offset)
 
     def _let_go(self, _places: frozenset[Place]) -> None:

@@ -37,11 +37,18 @@ class CommandReader:
     def poll(self) -> list[object]:
         """Return the events of new commands; what is not a command of an operator is counted and passed over."""
         events: list[object] = []
+        seen: set[bytes] = set()
         for record in self._consumer.poll(0.0):
             try:
-                events += self._events_of(decode(record.value or b"", Command))
+                command = decode(record.value or b"", Command)
+                new = self._events_of(command) if command.command_id not in seen else []
             except InvalidRecord:
                 self.refused += 1
+                continue
+            if new and isinstance(new[0], FederationEnded) and any(isinstance(event, FederationEnded) for event in events):
+                continue
+            seen.add(command.command_id)
+            events += new
         return events
 
     def _events_of(self, command: Command) -> list[object]:

@@ -8,8 +8,8 @@ For each update, in order:
 4. At the end of the batch everything sent is acknowledged. A failed send ends the member, which starts again where `accepted`
    says; a hole in what arrived shows by the back-references.
 
-Where it starts: at `accepted`'s position for each partition, never at the group's own offsets (invariant I8). What is judged but
-not deleted yet is passed over with only its chunks noted: an upload that began there may still be under way.
+Where it starts: at `accepted`'s position for each partition, never at the group's own offsets (invariant I8). What is judged
+but not deleted yet is passed over with only its chunks noted: an upload that began there may still be under way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import blake3
 
 from refold.bus.clock import Clock
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Committed, Place, Record
 from refold.bus.ledger import LedgerReader
 from refold.bus.topics import Topics, event_headers, hint_of, is_chunk
@@ -31,6 +32,10 @@ from refold.schemas.commits import PartitionPosition
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
 from refold.schemas.payload import Payload
 from refold.schemas.updates import ClientUpdate
+
+
+FETCH_BYTES = 4 << 20
+"""Read at once: a few chunks, so that memory follows the model's size and not the number of clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,9 @@ class Consistency:
         self._producer = bus.producer()
         self._previous: dict[Place, int] = {}
         self._covered: dict[Place, PartitionPosition] = {}
-        self._consumer = bus.consumer(group=f"{topics.federation}.consistency", instance=member)
+        self._consumer = bus.consumer(
+            group=f"{topics.federation}.consistency", instance=member, max_in_flight_bytes=FETCH_BYTES
+        )
         self._consumer.subscribe([topics.updates], on_assigned=self._start_where_the_log_says)
 
     def step(self, timeout_s: float) -> bool:
@@ -168,10 +175,7 @@ class Consistency:
 
     def close(self) -> None:
         """Leave the group."""
-        self._consumer.close()
-        self._producer.close()
-        self._accepted.close()
-        self._window.close()
+        close_all(self._consumer, self._producer, self._accepted, self._window)
 
 
 def first_chunk_of(inspector: Inspector, window: ChunkWindow, record: Record) -> int:

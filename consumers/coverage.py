@@ -22,7 +22,7 @@ class Coverage:
         self._position = position
 
     def hole_before(self, previous: int) -> Run | None:
-        """Return the offsets (first, last) of which nothing is known though `previous` lies among them; None if there are none."""
+        """Return the run of offsets of which nothing is known though `previous` lies among them; None if there is none."""
         if previous == NO_OFFSET or previous <= self.seen_to:
             return None
         return (self.seen_to + 1, previous)

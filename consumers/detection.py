@@ -19,13 +19,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refold.bus.clock import Clock
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Consumer, Place, Record
 from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
 from refold.bus.topics import Topics
 from refold.consumers.alerts import Alerts
 from refold.consumers.commands import CommandReader
 from refold.consumers.detectors import Cohort, Ensemble, Opinion
-from refold.consumers.evidence import Evidence
+from refold.consumers.evidence import ChunksGone, Evidence
 from refold.consumers.inspection import Inspector
 from refold.consumers.intake import Intake
 from refold.consumers.liveness import Deadline, Liveness
@@ -37,7 +38,7 @@ from refold.producers.lineage import LineageReader
 from refold.schemas.canonical import decode
 from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError, PlaceTakenError
 from refold.schemas.events import Genesis
-from refold.schemas.updates import EVALUATE, TRAIN, Heartbeat
+from refold.schemas.updates import ANSWERS, EVALUATE, TRAIN, Heartbeat
 
 SETTLE_BEATS = 3
 """Heartbeat intervals that a new member listens before it believes that it knows who is alive."""
@@ -89,14 +90,13 @@ class Detection:
             self._consumer.seek(place, self._active.roster.position.checked)
 
     def _stand_by(self, places: frozenset[Place]) -> None:
-        if self._active:
-            self._active.close()
-        self._active = None
+        active, self._active = self._active, None
+        close_all(active)
 
     def close(self) -> None:
         """Leave the group."""
-        self._stand_by(frozenset())
-        self._consumer.close()
+        active, self._active = self._active, None
+        close_all(active, self._consumer)
 
 
 class _Active:
@@ -136,7 +136,12 @@ class _Active:
         if not ruling.judged:
             return moved or bool(records)
         # 3. Evidence.
-        written = self._evidence.write(ruling)
+        try:
+            written = self._evidence.write(ruling)
+        except ChunksGone as gone:
+            # Decided anew without it; what was written is garbage that no event names.
+            gone.item.reason, gone.item.detail = "missing-chunk", "its chunks are no longer there"
+            return True
         living = self._liveness.living(self._clock.monotonic_s())
         return self._commit(events_of(ruling, written, self.roster, living), ruling.judged)
 
@@ -239,9 +244,16 @@ class _Active:
             self._bus.delete_records(place, self.roster.position.checked)
 
     def close(self) -> None:
-        for part in (self._accepted, self._rounds, self._intake, self._commands, self._health, self._evidence, self._writer):
-            part.close()
-        self._alerts.close()
+        close_all(
+            self._accepted,
+            self._rounds,
+            self._intake,
+            self._commands,
+            self._health,
+            self._evidence,
+            self._writer,
+            self._alerts,
+        )
 
 
 def _read_roster(accepted: LedgerReader, rounds: LineageReader, topics: Topics) -> Roster:
@@ -287,4 +299,4 @@ def _kind(item: Pending) -> str:
 
 
 def _is_for(item: Pending, round_: int) -> bool:
-    return item.body is not None and item.body.kind != EVALUATE and item.body.round == round_
+    return item.body is not None and item.body.kind in ANSWERS and item.body.round == round_

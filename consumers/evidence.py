@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from refold.bus.clock import Clock
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Place, Record
 from refold.bus.payloads import PayloadReader, Sent, send_payload
 from refold.bus.topics import Topics, event_headers
@@ -16,10 +17,19 @@ from refold.consumers.verdicts import Ruling, Written
 from refold.schemas.canonical import encode
 from refold.schemas.checks import Quarantined
 from refold.schemas.errors import IntegrityError
-from refold.schemas.payload import Payload, PlaceHint, payload_root, split
+from refold.schemas.payload import PlaceHint, split
 
 FEATURES_INLINE_BYTES = 16 << 10
+IN_FLIGHT_BYTES = 4 << 20
 NOT_KEPT = frozenset({"duplicate", "declined"})
+
+
+class ChunksGone(Exception):
+    """A candidate's chunks are no longer in `updates`: it named bytes that were never its own, or they broke since."""
+
+    def __init__(self, item: Pending) -> None:
+        super().__init__(item.source)
+        self.item = item
 
 
 class Evidence:
@@ -30,7 +40,7 @@ class Evidence:
         self._topics = topics
         self._clock = clock
         self._updates = PayloadReader(bus, topics.updates)
-        self._producer = bus.producer()
+        self._producer = bus.producer(max_in_flight_bytes=IN_FLIGHT_BYTES)
         specs = bus.topics()
         self._deltas = specs[topics.deltas].partitions
         self._quarantines = specs[topics.quarantine].partitions
@@ -40,8 +50,10 @@ class Evidence:
 
         Raises
         ------
-        BusError, IntegrityError
+        BusError
             Not everything is durable; nothing may be committed.
+        ChunksGone
+            A candidate cannot be kept; the same.
         """
         deltas = {item.source: self._keep(item) for item, _ in ruling.accepted()}
         features = {item.source: self._keep_features(item) for item in ruling.cohort}
@@ -60,13 +72,16 @@ class Evidence:
 
         Raises
         ------
-        IntegrityError
+        ChunksGone
             They are no longer in `updates`.
         """
         assert item.body is not None
         assert item.body.payload is not None
-        chunks = self._updates.read(self._located(item, item.body.payload))
-        return send_payload(self._producer, self._topics.deltas, self._deltas, chunks, key=item.digest)
+        chunks = self._updates.read(item.body.payload.at(self._hint(item)))
+        try:
+            return send_payload(self._producer, self._topics.deltas, self._deltas, chunks, key=item.digest)
+        except IntegrityError as error:
+            raise ChunksGone(item) from error
 
     def _keep_features(self, item: Pending) -> Sent:
         """Write an update's features, small ones inline."""
@@ -108,15 +123,8 @@ class Evidence:
         payload = item.body.payload if item.body else None
         if payload is None or payload.inline is not None:
             return
-        for index in range(len(payload.chunks)):
-            one = _single(payload, index, self._hint(item))
-            try:
-                yield from self._updates.read(one)
-            except IntegrityError:
-                continue  # It never came, or came changed; what did come is kept.
-
-    def _located(self, item: Pending, payload: Payload) -> Payload:
-        return payload.at(self._hint(item))
+        # What never came, or came changed, is left out.
+        yield from self._updates.read_what_is_there(payload.at(self._hint(item)))
 
     def _hint(self, item: Pending) -> PlaceHint | None:
         if item.first_chunk >= item.offset:
@@ -125,8 +133,7 @@ class Evidence:
 
     def close(self) -> None:
         """Let go of reader and producer."""
-        self._updates.close()
-        self._producer.close()
+        close_all(self._updates, self._producer)
 
 
 def record_at(bus: Bus, topic: str, partition: int, offset: int) -> Record | None:
@@ -139,8 +146,3 @@ def record_at(bus: Bus, topic: str, partition: int, offset: int) -> Record | Non
             return None
         found = consumer.poll(1.0, max_records=1)
     return found[0] if found and found[0].offset == offset else None
-
-
-def _single(payload: Payload, index: int, hint: PlaceHint | None) -> Payload:
-    chunks, lengths = payload.chunks[index : index + 1], payload.lengths[index : index + 1]
-    return Payload(payload_root(chunks, lengths), chunks, lengths, None, hint)

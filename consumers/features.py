@@ -27,6 +27,8 @@ LOWEST_BIN = -40
 SUM, SQUARES, LEAST, MOST, ZEROS, POSITIVES = range(6)
 FACTS = 6
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
@@ -195,9 +197,9 @@ class FeatureSum:
 
     def add(self, block: Block, integers: Array, scale: float) -> None:
         """Add a block of a float tensor: `integers` · `scale` are its values."""
-        values = integers.astype(np.float32)
-        values *= np.float32(scale)
-        self._add_facts(block.tensor, values)
+        exact = integers * scale
+        values = np.clip(exact, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+        self._add_facts(block.tensor, exact)
         self._add_histogram(values)
         first = self._extractor.tensor_start(block.tensor) + block.start
         where, places = self._extractor.coordinates(first, block.count)
@@ -207,14 +209,14 @@ class FeatureSum:
     def finish(self) -> Features:
         """Return the features of what was added."""
         facts = np.where(np.isfinite(self._facts), self._facts, 0.0)
-        sketch = self._sketch.astype(np.float32)
+        sketch = np.clip(self._sketch, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
         return Features(self._extractor.count, facts, self._histogram, sketch, self._subset)
 
-    def _add_facts(self, tensor: int, values: npt.NDArray[np.float32]) -> None:
+    def _add_facts(self, tensor: int, values: Floats) -> None:
         facts = self._facts[tensor]
         nonzero = int(np.count_nonzero(values))
         self.is_zero = self.is_zero and nonzero == 0
-        facts[SUM] += float(values.sum(dtype=np.float64))
+        facts[SUM] += float(values.sum())
         facts[SQUARES] += float(np.dot(values, values))
         facts[LEAST] = min(facts[LEAST], float(values.min()))
         facts[MOST] = max(facts[MOST], float(values.max()))

@@ -20,7 +20,7 @@ from refold.schemas.events import (
 from refold.schemas.keys import key_id
 from refold.schemas.plans import RoundPlan
 from refold.schemas.reasons import REASONS
-from refold.schemas.updates import UpdateBody
+from refold.schemas.updates import ANSWERS, UpdateBody
 
 REMEMBERED = 256
 """Judged updates of a client, and rounds in which it was accepted, that are remembered."""
@@ -46,8 +46,6 @@ class Standing:
         """Return the reason for which an update is no new one in the right session, or ""."""
         if digest in self.digests:
             return "duplicate"
-        if (body.round, body.kind) in self.rounds:
-            return "one-per-round"
         if body.session < self.session:
             before = source[0] == self.since[0] and source[1] < self.since[1]
             return "" if before else "session-superseded"
@@ -157,7 +155,8 @@ class Roster:
     def _rejected(self, event: UpdateRejected) -> None:
         if NOT_FIRST.isdisjoint(event.reasons):
             self._first(event.origin)
-            self._done(event.origin)
+            if event.origin.kind in ANSWERS:
+                self._done(event.origin)
         if any(REASONS.get(reason) == "anomaly" for reason in event.reasons):
             origin = event.origin
             self.history.append(Judged(origin.client, origin.base_round + 1, False, event.reasons, event.scores))

@@ -23,7 +23,7 @@ from refold.consumers.detection import Detection
 from refold.consumers.detectors import Ensemble
 from refold.consumers.inspection import Inspector
 from refold.consumers.snapshots import Snapshots
-from refold.schemas.errors import BusError, NotFoundError, PlaceTakenError, TryAgainError, UsageError
+from refold.schemas.errors import BusError, FencedError, NotFoundError, PlaceTakenError, TryAgainError, UsageError
 from refold.schemas.events import Genesis
 
 log = logging.getLogger("refold.server")
@@ -176,6 +176,8 @@ class Server:
                 while not self._stop.is_set():
                     if member.step(STEP_S):
                         failures = 0
+            except FencedError:
+                raise  # Two that come back again and again under one name would throw each other out for ever.
             except (BusError, TryAgainError, PlaceTakenError) as error:
                 pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
                 failures += 1
@@ -191,5 +193,5 @@ def _close(member: Member | None) -> None:
         return
     try:
         member.close()
-    except BusError as error:
+    except (BusError, TryAgainError, PlaceTakenError) as error:
         log.warning("%s could not leave its group: %s", member.name, error)

@@ -20,6 +20,7 @@ import os
 from collections.abc import Iterable
 
 from refold.bus.clock import Clock
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Place
 from refold.bus.payloads import Sent, send_payload
 from refold.bus.topics import Topics, event_headers
@@ -176,8 +177,7 @@ class _Active:
         self._producer.flush()
 
     def close(self) -> None:
-        self._history.close()
-        self._producer.close()
+        close_all(self._history, self._producer)
 
 
 def chunk_key(round_: int, attempt: bytes, part: bytes, index: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Place
 
 
@@ -45,11 +46,10 @@ class Standby:
         self._active = self._start()
 
     def _stand_by(self, _places: frozenset[Place]) -> None:
-        if self._active:
-            self._active.close()
-        self._active = None
+        active, self._active = self._active, None
+        close_all(active)
 
     def close(self) -> None:
         """Leave the group."""
-        self._stand_by(frozenset())
-        self._consumer.close()
+        active, self._active = self._active, None
+        close_all(active, self._consumer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,8 @@ from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
 from refold.schemas.plans import RoundPlan, settings
-from refold.schemas.updates import DECLINE, EVALUATE, TRAIN, ClientUpdate, UpdateBody
+from refold.schemas.reasons import PROTOCOL
+from refold.schemas.updates import EVALUATE, PASS, TRAIN, ClientUpdate, UpdateBody
 from refold.state.delta import EXACT, FLOAT32, delta_of
 from refold.state.model_state import ModelState
 
@@ -77,6 +79,7 @@ class Client:
         self._state: ModelState | None = None
         self._answered: dict[tuple[int, str], tuple[bytes, float]] = {}
         self._resend_at_s: dict[bytes, float] = {}
+        self._refused = False
 
     def __enter__(self) -> Self:
         # 1. The log.
@@ -124,6 +127,9 @@ class Client:
                 self._doing("waiting")
                 self._wait_for_news()
                 continue
+            if self._refused and not self._resend_at_s:
+                # Perhaps another process of this name holds a higher session; the receipt moved the log on, so ours is next.
+                self._open_session()
             task = self._task(plan, asked)
             self._doing("evaluating" if asked == EVALUATE else "training")
             yield task
@@ -172,13 +178,13 @@ class Client:
                     raise
             self._history.rounds.poll(POLL_S)
 
-    def submit(self, task: Task, kind: str, body: UpdateBody, chunks: tuple[bytes, ...]) -> Receipt:
+    def submit(self, task: Task, body: UpdateBody, chunks: tuple[bytes, ...]) -> Receipt:
         """Keep an update in the outbox and send it; if the bus does not answer it is sent later. Called by `Task`."""
         # A payload inside the manifest needs no chunks beside it: nobody would ever ask for them, or know them for garbage.
         inline = body.payload is not None and body.payload.inline is not None
         parcel = self._publisher.keep(body, () if inline else chunks)
         self._sequence += 1
-        answered = TRAIN if kind == DECLINE and not task.evaluate else EVALUATE if task.evaluate else TRAIN
+        answered = EVALUATE if task.evaluate else TRAIN
         self._answered[task.round, answered] = (parcel.digest, self._clock.monotonic_s())
         self._answered = {k: v for k, v in self._answered.items() if k[0] >= task.round - 8}
         self._send(parcel)
@@ -235,7 +241,7 @@ class Client:
             schema.digest,
             task.plan.codec,
             exponents,
-            num_examples,
+            operator.index(num_examples),
             tuple(sorted((name, float(value)) for name, value in metrics.items())),
             payload,
             Layout.of(schema).size_bytes if kind == TRAIN else 0,
@@ -271,6 +277,7 @@ class Client:
         if receipt.client != self.name:
             return
         self._receipts[receipt.digest] = receipt.outcome
+        self._refused = self._refused or receipt.outcome == PROTOCOL
         self._outbox.drop(receipt.digest)
         self._resend_at_s.pop(receipt.digest, None)
         while len(self._receipts) > REMEMBERED_RECEIPTS:
@@ -292,17 +299,22 @@ class Client:
         for parcel in self._outbox.waiting():
             if parcel.digest in self._receipts:
                 self._outbox.drop(parcel.digest)
-            else:
-                self._send(parcel)
-                # What an earlier life answered is not asked for again.
-                said = decode(parcel.manifest, ClientUpdate).body
-                kind = EVALUATE if said.kind == EVALUATE else TRAIN
-                self._answered[said.round, kind] = (parcel.digest, self._clock.monotonic_s())
+                continue
+            said = decode(parcel.manifest, ClientUpdate).body
+            if (said.federation, said.client) != (self._topics.federation, self.name):
+                continue  # The folder serves another client too.
+            self._send(parcel)
+            # What an earlier life answered is not asked for again.
+            kind = EVALUATE if said.kind in (EVALUATE, PASS) else TRAIN
+            self._answered[said.round, kind] = (parcel.digest, self._clock.monotonic_s())
+            self._session = max(self._session, said.session)
 
     def _open_session(self) -> None:
+        """Begin a session that is higher than this client's last one, as far as it is known."""
         self._history.rounds.read_to_end()
-        self._session = (self._history.lineage.next_index, os.urandom(8))
+        self._session = (self._history.lineage.next_index, _nonce(self._history.lineage.next_index, self._session))
         self._sequence = 0
+        self._refused = False
 
     def _send(self, parcel: Parcel) -> None:
         try:
@@ -319,3 +331,11 @@ class Client:
             if parcel.digest in due:
                 del self._resend_at_s[parcel.digest]
                 self._send(parcel)
+
+
+def _nonce(index: int, last: tuple[int, bytes]) -> bytes:
+    """Return a session's random number: above the last one's where the index alone would not put it behind that."""
+    if index > last[0]:
+        return os.urandom(8)
+    following = int.from_bytes(last[1], "big") + 1 + int.from_bytes(os.urandom(4), "big")
+    return min(following, 2**64 - 1).to_bytes(8, "big")

@@ -7,7 +7,7 @@ from refold.bus.contract import Bus, partition_for
 from refold.bus.topics import Topics, chunk_headers, event_headers, hint_header
 from refold.producers.outbox import Outbox, Parcel
 from refold.schemas.canonical import encode
-from refold.schemas.errors import BusError
+from refold.schemas.errors import BusError, TryAgainError
 from refold.schemas.keys import UPDATE_TAG, SigningKey
 from refold.schemas.updates import ClientUpdate, UpdateBody, update_digest
 
@@ -68,7 +68,8 @@ class Publisher:
             offsets = [delivery.result(0.0) for delivery in sent]
             # 3. The manifest.
             self._send_manifest(parcel, offsets)
-        except BusError:
+        except (BusError, TryAgainError):
+            # What is still queued there would be written beside the retry.
             self._producer = self._bus.producer()
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import TryAgainError, UsageError
 from refold.schemas.plans import RoundPlan
-from refold.schemas.updates import DECLINE, EVALUATE, TRAIN
+from refold.schemas.updates import DECLINE, EVALUATE, PASS, UpdateBody
 from refold.state.model_state import ModelState
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from refold.producers.client import Client
 
 MAX_WAIT_S = 0.25
+MAX_NOTE = 4000
 
 
 class Receipt:
@@ -110,25 +112,29 @@ class Task:
             There is no room in the outbox.
         """
         self._answer(evaluation=False)
+        if not 1 <= operator.index(num_examples) < 2**31:
+            raise UsageError(f"num_examples is {num_examples}, not 1 to 2^31 − 1", round=self.round)
         body, chunks = self._client.training_body(self, state, num_examples, metrics or {})
-        return self._sent(TRAIN, body, chunks)
+        return self._sent(body, chunks)
 
     def evaluated(self, *, loss: float, metrics: Mapping[str, float] | None = None, num_examples: int = 1) -> Receipt:
         """Send what the base round is worth on this client's data."""
         self._answer(evaluation=True)
         said = {"loss": loss, **(metrics or {})}
         body = self._client.body(self, EVALUATE, num_examples, said, (), (), "")
-        return self._sent(EVALUATE, body, ())
+        return self._sent(body, ())
 
     def decline(self, reason: str) -> Receipt:
         """Say that there is nothing to send this round; no blame is attached."""
         if self.answered:
             raise UsageError("this task was answered already", round=self.round)
-        body = self._client.body(self, DECLINE, 0, {}, (), (), reason)
-        return self._sent(DECLINE, body, ())
+        kind = PASS if self.evaluate else DECLINE
+        note = "".join(c if c.isprintable() else " " for c in reason)[:MAX_NOTE]
+        body = self._client.body(self, kind, 0, {}, (), (), note)
+        return self._sent(body, ())
 
-    def _sent(self, kind: str, body: Any, chunks: tuple[bytes, ...]) -> Receipt:
-        receipt = self._client.submit(self, kind, body, chunks)
+    def _sent(self, body: UpdateBody, chunks: tuple[bytes, ...]) -> Receipt:
+        receipt = self._client.submit(self, body, chunks)
         self.answered = True
         return receipt
 

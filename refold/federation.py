@@ -14,7 +14,9 @@ from refold.bus.contract import Bus, Place
 from refold.bus.ledger import LedgerReader, LedgerWriter
 from refold.bus.payloads import PayloadReader, send_payload
 from refold.bus.topics import Topics, federations_in
-from refold.consumers.attached import GENESIS, Context, Handler, Subscription
+from refold.consumers.attached import GENESIS, LEDGERS, Context, Handler, Subscription
+from refold.consumers.audit.findings import Progress
+from refold.consumers.audit.run import Audit, Report, silent
 from refold.consumers.commands import send_command
 from refold.consumers.detectors import Ensemble
 from refold.consumers.features import Features
@@ -170,6 +172,28 @@ class Federation:
             return history.rebuild(wanted, start=start, verify=verify, threads=threads)
         finally:
             history.close()
+
+    def verify(self, *, quick: bool = False, progress: Progress | None = None) -> Report:
+        """Audit the whole federation; see `refold.consumers.audit`. Never raises for what it finds.
+
+        Parameters
+        ----------
+        quick
+            Read the logs alone: no replay, no steps derived again.
+        """
+        return Audit(self.bus, self.topics, quick=quick).report(progress or silent)
+
+    def log(self, topic: str = "accepted") -> Iterator[tuple[Any, Context]]:
+        """Yield every event of ``accepted`` or ``rounds`` as it stands, with where it lies."""
+        if topic not in LEDGERS:
+            raise UsageError(f"{topic!r} is no log", hint=f"there are {' and '.join(LEDGERS)}")
+        reader = LedgerReader(self.bus, f"{self.name}.{topic}")
+        try:
+            for entry in reader.read_to_end():
+                for index, event in entry.indexed():
+                    yield event, Context(reader.topic, 0, entry.offset, index, entry.commit.time_ms)
+        finally:
+            reader.close()
 
     def subscribe(
         self, name: str, topic: str = "accepted", *, start: str = GENESIS, follow: bool = True

@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from refold.schemas.canonical import Scalar
-from refold.schemas.errors import UsageError
+from refold.schemas.canonical import Scalar, encode
+from refold.schemas.errors import InvalidRecord, UsageError
 from refold.schemas.plans import ConfigSpan, PlanPolicy, Schedule, Settings, settings
+
+MAX_SPANS = 4096
 
 Config = Mapping[str, Scalar | Schedule] | Callable[[int], Mapping[str, Scalar]]
 
@@ -69,9 +71,22 @@ class Plan:
         _require(1 <= self.minimum <= 1 << 20, f"minimum {self.minimum} is not 1 to 2^20")
         _require(self.deadline_s is None or self.deadline_s > 0, f"deadline_s {self.deadline_s} is not above 0")
         _require(self.rounds is None or self.rounds > 0, f"rounds {self.rounds} is not above 0")
-        _require(self.heartbeat_s >= 0.01, f"heartbeat_s {self.heartbeat_s} is below 0.01")
+        _require(0.01 <= self.heartbeat_s <= 86_400, f"heartbeat_s {self.heartbeat_s} is not 0.01 to 86,400")
         _require(self.codec in ("grid", "exact", "float32"), f"codec {self.codec!r} is not grid, exact or float32")
         _require(0 <= self.max_staleness <= 60, f"max_staleness {self.max_staleness} is not 0 to 60")
+        _require(self.evaluate_every >= 0, f"evaluate_every {self.evaluate_every} is below 0")
+        _require(1 <= self.sigma_divisor <= 1 << 16, f"sigma_divisor {self.sigma_divisor} is not 1 to 2^16")
+        _require(1 <= self.max_examples <= 2**31, f"max_examples {self.max_examples} is not 1 to 2^31")
+        _require(self.seed is None or len(self.seed) == 16, "seed is not 16 bytes")
+        try:
+            policy = self._policy()
+            encode(policy)
+        except (InvalidRecord, TypeError, AttributeError) as error:
+            hint = "settings are names with text that prints, whole numbers, finite floats and booleans, at most 1,024 of them"
+            raise UsageError(f"plan: it cannot be written down: {error}", hint=hint) from error
+        return policy
+
+    def _policy(self) -> PlanPolicy:
         spans, schedules = self._config()
         return PlanPolicy(
             max(1, round(self.share * 1_000_000)),
@@ -109,8 +124,8 @@ class Plan:
             if now != last:
                 spans.append(ConfigSpan(round_, now))
             last = now
-        if len(spans) > 4096:
-            raise UsageError(f"settings that change {len(spans)} times do not fit", hint="give a refold.Schedule")
+            if len(spans) > MAX_SPANS:
+                raise UsageError(f"settings that change more than {MAX_SPANS} times do not fit", hint="give a refold.Schedule")
         return tuple(spans)
 
 

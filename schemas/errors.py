@@ -9,6 +9,7 @@
     ├── InvalidRecord              1   bytes from outside are not what they claim (carries a reason code)
     ├── IntegrityError             3   our own log, step or snapshot is not what its digest says
     ├── PlaceTakenError            5   another writer holds the place
+    │   └── FencedError            5   another process runs under this one's name
     ├── TryAgainError              75  a wait ran out, or room is lacking for now
     └── BusError                   69  the bus does not answer
         └── StorageFullError       75  the disk behind it is full
@@ -92,6 +93,10 @@ class PlaceTakenError(RefoldError):
     """Another writer holds the place."""
 
     exit_code = 5
+
+
+class FencedError(PlaceTakenError):
+    """Another process runs under this one's name; coming back would only fence that one in its turn."""
 
 
 class TryAgainError(RefoldError):

@@ -12,6 +12,7 @@ from refold.schemas.canonical import Name, Scalar, Small, Uint, Within, record
 from refold.schemas.errors import InvalidRecord
 
 Settings = Annotated[tuple[tuple[Name, Scalar], ...], Within(0, 1024)]
+LARGEST = 1.7976931348623157e308
 Everyone = 2**63 - 1
 """A selection threshold that every client is below."""
 
@@ -36,13 +37,19 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.floor == -math.inf:
-            object.__setattr__(self, "floor", -1.7976931348623157e308)
+            object.__setattr__(self, "floor", -LARGEST)
         if self.every < 1:
             raise InvalidRecord("form", "a schedule changes every 1 round or more")
 
     def at(self, round_: int) -> float:
-        """Return the value for a round, the first being 1."""
-        return max(self.floor, self.initial * self.factor ** ((max(round_, 1) - 1) // self.every))
+        """Return the value for a round, the first being 1; finite, however far it has grown."""
+        times = (max(round_, 1) - 1) // self.every
+        try:
+            grown = self.initial * self.factor**times
+        except OverflowError:
+            sign = -1.0 if self.factor < 0 and times % 2 else 1.0
+            grown = self.initial * sign * math.inf if self.initial else 0.0
+        return max(self.floor, min(max(grown, -LARGEST), LARGEST))
 
 
 @dataclass(frozen=True, slots=True)

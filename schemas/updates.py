@@ -11,8 +11,10 @@ from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, en
 from refold.schemas.payload import Payload
 from refold.schemas.plans import Settings
 
-TRAIN, EVALUATE, DECLINE = "train", "evaluate", "decline"
-KINDS = (TRAIN, EVALUATE, DECLINE)
+TRAIN, EVALUATE, DECLINE, PASS = "train", "evaluate", "decline", "pass"
+KINDS = (TRAIN, EVALUATE, DECLINE, PASS)
+ANSWERS = frozenset({TRAIN, DECLINE})
+"""What a round waits for from a client that it selected."""
 CODECS = ("grid", "exact", "float32")
 
 Metrics = Annotated[tuple[tuple[Name, float], ...], Within(0, 256)]
@@ -33,7 +35,8 @@ class UpdateBody:
     sequence
         Grows by one with every update of the session, from 0.
     kind
-        ``train`` carries a delta, ``evaluate`` metrics of the base round, ``decline`` a reason for having nothing.
+        ``train`` carries a delta, ``evaluate`` metrics of the base round, ``decline`` a reason for having no delta,
+        ``pass`` one for having no metrics.
     base_round, base_digest
         The round trained from, and the digest of its parameters.
     exponents

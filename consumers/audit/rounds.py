@@ -121,7 +121,8 @@ class RoundAudit:
             yield f"the weights of round {closed.round} sum to {total:,}, which is not 1 to {MAX_TOTAL_WEIGHT:,}"
 
     def _members_of(self, closed: RoundClosed) -> Iterator[str]:
-        applied, kept = [], []
+        applied: list[Applied] = []
+        kept: list[Applied] = []
         for member in closed.members:
             found = self._open.pop(member.digest, None)
             if found is None:
@@ -163,7 +164,8 @@ class RoundAudit:
             hint = "its tail was lost or replaced; restore it from a copy"
             return Finding(RECEIPTS, what, hint, self._topics.accepted, 0, index=index)
         if (held.commit.next_index, held.hash) != (position.accepted_index, position.accepted_hash):
-            what = f"the commit of events {held.commit.first_index} to {held.commit.next_index - 1} is not the one that `rounds` covers"
+            events = f"{held.commit.first_index} to {held.commit.next_index - 1}"
+            what = f"the commit of events {events} is not the one that `rounds` covers"
             hint = "it was changed, or one of the two logs was replaced"
             return Finding(CHAIN, what, hint, self._topics.accepted, 0, held.offset, held.commit.first_index)
         return None
@@ -196,6 +198,10 @@ class RoundAudit:
             hint = "its client was never told"
             yield self._at(RECEIPTS, what, entry, entry.commit.first_index, hint, client=receipt.client)
 
+    def open_updates(self) -> list[Applied]:
+        """Return the accepted training updates that no closed round holds."""
+        return list(self._open.values())
+
     def _made(self, entry: Entry, index: int, event: RoundCommitted, due: _Due) -> Made:
         self._summary.rounds += 1
         self._summary.void += event.outcome == "void"
@@ -219,6 +225,7 @@ class RoundAudit:
 
 def _differences(event: Any, asked: Heads) -> Iterator[str]:
     """Yield what an event of `rounds` has otherwise than the event of `accepted` that it follows from."""
+    names: tuple[str, ...]
     match event, asked:
         case FederationOpened(), Genesis():
             names = ("federation", "schema", "parameters_digest", "state_digest", "optimizer", "first_plan")

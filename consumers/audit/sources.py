@@ -45,7 +45,7 @@ class SourceAudit:
                 continue
             found.add(record.offset)
             row = single.get(record.offset) or _row_around(record.offset, rows, room)
-            if row is None and covered is not None and covered.holds(record.offset):
+            if row is None and covered is not None and covered.is_judged(record.offset):
                 what = f"update {partition}/{record.offset} counts as judged and has no verdict"
                 yield self._at(what, partition, record.offset, "its client was told nothing; who wrote that position?")
             elif row is None:

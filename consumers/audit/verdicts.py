@@ -1,13 +1,14 @@
 """Invariants I1 and I2: one verdict per update, at most one accepted update per client, round and kind.
 
-A commit's position says what is judged after it. A verdict must lie outside the position before and inside the position after,
-and what a position adds must have a verdict; so with positions that only grow, no update is judged twice and none is passed over.
+A commit's position says what is judged after it. A verdict must lie outside the position before and inside the position after;
+so with positions that only grow, no update is judged twice. That none is passed over shows where the updates still lie, in
+`audit.sources`: a position covers chunks too, so it alone does not tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from refold.bus.ledger import Entry
@@ -59,22 +60,6 @@ def row_of(index: int, event: Any) -> Row | None:
     return None
 
 
-@dataclass(slots=True)
-class Covered:
-    """What of a partition is judged."""
-
-    position: PartitionPosition
-
-    @property
-    def next_offset(self) -> int:
-        """Every manifest below this offset is judged."""
-        return self.position.next_offset
-
-    def holds(self, offset: int) -> bool:
-        """Whether a manifest at this offset is judged."""
-        return self.position.is_judged(offset)
-
-
 class VerdictAudit:
     """Folds `accepted`.
 
@@ -93,7 +78,7 @@ class VerdictAudit:
         self._commands: dict[bytes, int] = {}
         self._ended: int | None = None
         self._by_round: dict[tuple[str, int, str], int] = {}
-        self.covered: dict[int, Covered] = {}
+        self.covered: dict[int, PartitionPosition] = {}
         self.accepted: dict[bytes, int] = {}
         self.rows: dict[int, list[Row]] = {partition: [] for partition in keep_from}
 
@@ -113,17 +98,15 @@ class VerdictAudit:
     def _position(self, entry: Entry, rows: list[Row]) -> Iterator[Finding]:
         parts = {part.partition: part for part in entry.commit.position.updates}
         for partition in sorted(self.covered.keys() | parts.keys() | {row.partition for row in rows}):
-            before = self.covered.get(partition, Covered())
-            part = parts.get(partition, PartitionPosition(partition, 0, ()))
-            after = Covered(part.next_offset, frozenset(part.judged_above))
+            before = self.covered.get(partition, PartitionPosition(partition, 0, ()))
+            after = parts.get(partition, PartitionPosition(partition, 0, ()))
             yield from self._grown(entry, partition, before, after)
             here = [row for row in rows if row.partition == partition]
             yield from self._judged(entry, here, before, after)
-            yield from self._added(entry, partition, here, before, after)
             self.covered[partition] = after
 
-    def _grown(self, entry: Entry, partition: int, before: Covered, after: Covered) -> Iterator[Finding]:
-        lost = sorted(offset for offset in before.above if not after.holds(offset))
+    def _grown(self, entry: Entry, partition: int, before: PartitionPosition, after: PartitionPosition) -> Iterator[Finding]:
+        lost = sorted(offset for run in before.judged_above for offset in set(run) if not after.is_judged(offset))
         if after.next_offset < before.next_offset or lost:
             what = (
                 f"the position of partition {partition} of updates goes back from {before.next_offset} to {after.next_offset}"
@@ -132,7 +115,7 @@ class VerdictAudit:
                 what += f" and forgets {lost[:5]}"
             yield self._at(ONE_VERDICT, what, entry, entry.commit.first_index, "what was judged may be judged again")
 
-    def _judged(self, entry: Entry, rows: list[Row], before: Covered, after: Covered) -> Iterator[Finding]:
+    def _judged(self, entry: Entry, rows: list[Row], before: PartitionPosition, after: PartitionPosition) -> Iterator[Finding]:
         seen: set[int] = set()
         for row in rows:
             place = f"update {row.partition}/{row.first}"
@@ -141,24 +124,12 @@ class VerdictAudit:
                 yield self._at(ONE_VERDICT, what, entry, row.index, client=row.client)
             for offset in {row.first, row.last}:
                 place = f"update {row.partition}/{offset}"
-                if before.holds(offset) or offset in seen:
+                if before.is_judged(offset) or offset in seen:
                     yield self._at(ONE_VERDICT, f"{place} is judged a second time", entry, row.index, client=row.client)
-                elif not after.holds(offset):
+                elif not after.is_judged(offset):
                     what = f"{place} has a verdict and is not covered by its commit's position"
                     yield self._at(ONE_VERDICT, what, entry, row.index, "it would be judged again", client=row.client)
                 seen.add(offset)
-
-    def _added(self, entry: Entry, partition: int, rows: list[Row], before: Covered, after: Covered) -> Iterator[Finding]:
-        """Find offsets that the position calls judged and no verdict names.
-
-        Only those above `next_offset` are manifests for certain; below it lie chunks too, and `audit.sources` looks there.
-        """
-        named = {offset for row in rows for offset in (row.first, row.last)}
-        for offset in sorted(after.above - before.above - named):
-            inside = any(row.first < offset < row.last and row.count > 2 for row in rows)
-            if not inside and not before.holds(offset):
-                what = f"update {partition}/{offset} counts as judged and has no verdict"
-                yield self._at(ONE_VERDICT, what, entry, entry.commit.first_index, "it is lost to its client")
 
     def _event(self, index: int, event: Any, entry: Entry) -> Iterator[Finding]:
         match event:

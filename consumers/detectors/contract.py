@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from refold.consumers.features import Features
 
 Floats = npt.NDArray[np.float64]
+
+TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Cohort:
     Parameters
     ----------
     clients, features
-        In one order; arrays in the features are read-only.
+        In one order; the features' arrays are read-only.
     history
         For each client, its past values from each detector, oldest first: ``history[client][detector]``.
     """
@@ -31,13 +33,16 @@ class Cohort:
     features: tuple[Features, ...]
     history: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(_read_only(features) for features in self.features))
+
     def __len__(self) -> int:
         """Return the number of updates."""
         return len(self.clients)
 
-    def past(self, client: str, detector: str) -> Sequence[float]:
+    def past(self, client: str, detector: str) -> tuple[float, ...]:
         """Return what a detector said of a client before, oldest first."""
-        return self.history.get(client, {}).get(detector, ())
+        return tuple(self.history.get(client, {}).get(detector, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,15 @@ class Scores:
     Parameters
     ----------
     values
-        One a client, higher is worse; above `threshold` the client is found anomalous.
+        One a client, of this round alone, higher is worse. They are what `Cohort.history` holds in later rounds.
+    thresholds
+        One a client; above it the client is found anomalous. A detector with a memory lowers it for a client with a bad habit.
     evidence
         One sentence a client.
     """
 
     values: Floats
-    threshold: float
+    thresholds: Floats
     evidence: tuple[str, ...]
 
 
@@ -78,3 +85,50 @@ def robust_z(values: Floats, *, least_scale: float) -> Floats:
     centre = np.median(values)
     scale = 1.4826 * np.median(np.abs(values - centre))
     return np.asarray((values - centre) / max(float(scale), least_scale))
+
+
+@dataclass(frozen=True, slots=True)
+class Habit:
+    """Looks back at a client's values: what is bearable once may not be so round after round.
+
+    Parameters
+    ----------
+    mean
+        The mean of a client's last values, the one of now among them, may not exceed this.
+    rounds, least_rounds
+        How many values count, and how many there must be.
+    least
+        A value below this is never anomalous, whatever the habit: who behaves again is free again.
+    """
+
+    mean: float
+    least: float
+    rounds: int = 8
+    least_rounds: int = 4
+
+    def thresholds(self, cohort: Cohort, detector: str, usual: float) -> Floats:
+        """Return for each client what its value of now may not exceed: `usual`, or less where its past is bad."""
+        found = []
+        for client in cohort.clients:
+            # One terrible round is clipped, so that it does not outweigh seven good ones.
+            past = np.clip(cohort.past(client, detector)[-(self.rounds - 1) :], -usual, usual)
+            enough = len(past) + 1 >= self.least_rounds
+            found.append(min(usual, self.mean * (len(past) + 1) - float(past.sum())) if enough else usual)
+        return np.maximum(found, self.least)
+
+
+def _read_only(features: Features) -> Features:
+    """Return the same features through views that cannot be written to."""
+    return replace(
+        features,
+        facts=_view(features.facts),
+        histogram=_view(features.histogram),
+        sketch=_view(features.sketch),
+        subset=_view(features.subset),
+    )
+
+
+def _view(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,38 +1,44 @@
 """Direction: an update that points away from where its cohort goes.
 
-Source: cosine similarity to a robust centre as in Cao et al., FLTrust, 2021, with the coordinate-wise median of the others' unit
-vectors in the place of root data.
+Source: cosine similarity to a robust centre as in Cao et al., FLTrust, 2021, with the coordinate-wise median of the others'
+unit vectors in the place of root data; robust z as in Rousseeuw and Croux 1993.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from refold.consumers.detectors.contract import Cohort, Floats, Scores
+from refold.consumers.detectors.contract import TINY, Cohort, Floats, Habit, Scores, robust_z
 
-TINY = 1e-30
+LEAST_COHORT = 6
+"""Among fewer, the median of the others is one client's opinion."""
+
+MOST = 12.0
 
 
 class Direction:
-    """How far an update's cosine to the others' centre lies below zero, now and on average over its last rounds.
+    """How far an update's cosine to the others lies below its cohort's, now and as a habit; only a negative cosine counts.
 
-    An honest client with rare data may point sideways in one round; one that points backwards round after round does not learn.
-    The value is −(cosine now + mean of the last `memory` values); a single round needs a clear opposite, a habit less.
+    The cohort's own spread is the measure: where clients hold unlike data, honest updates point backwards too (on digits
+    dealt by Dirichlet 0.1 down to −0.7), and this detector stays silent rather than blame them.
     """
 
-    name, version, reason = "direction", 1, "direction"
+    name, version, reason = "direction", 2, "direction"
 
-    def __init__(self, threshold: float = 0.3, memory: int = 6) -> None:
+    def __init__(self, threshold: float = 3.5, least_scale: float = 0.2) -> None:
         self._threshold = threshold
-        self._memory = memory
+        self._least_scale = least_scale
+        self._habit = Habit(mean=0.75 * threshold, least=0.5 * threshold, least_rounds=6)
 
     def score(self, cohort: Cohort) -> Scores:
         """Return how much the update opposes the others."""
         cosines = _cosines_to_others(np.array([features.sketch for features in cohort.features], dtype=np.float64))
-        past = [list(cohort.past(client, self.name))[-self._memory :] for client in cohort.clients]
-        values = np.array([-np.mean([cosine, *[-v for v in before]]) for cosine, before in zip(cosines, past, strict=True)])
-        evidence = tuple(f"cosine to the others {cosine:.2f}" for cosine in cosines)
-        return Scores(values, self._threshold, evidence)
+        values = np.clip(-robust_z(cosines, least_scale=self._least_scale), -MOST, MOST)
+        values = np.where(cosines < 0, values, np.minimum(values, 0.0))
+        if len(cohort) < LEAST_COHORT:
+            values = np.zeros(len(cohort))
+        evidence = tuple(f"cosine to the others {cosine:.2f}, their median {np.median(cosines):.2f}" for cosine in cosines)
+        return Scores(values, self._habit.thresholds(cohort, self.name, self._threshold), evidence)
 
 
 def _cosines_to_others(sketches: Floats) -> Floats:

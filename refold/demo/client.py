@@ -112,7 +112,7 @@ class Worker:
         arrays: list[Any] = [np.full(tensor.size, np.nan, np.float32) for tensor in schema.tensors]
         chunks = tuple(encode_floats(arrays, Layout.of(schema)))
         body = client.body(task, TRAIN, len(self._examples), {}, chunks, (0,) * len(schema.tensors), "")
-        client.submit(task, TRAIN, replace(body, codec="float32"), chunks)
+        client.submit(task, replace(body, codec="float32"), chunks)
         task.answered = True
 
 

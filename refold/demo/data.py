@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
-TEST_SHARE = 0.2
+TEST_SHARE = 0.25
 LEAST_EXAMPLES = 24
 """A client with fewer could not fill two batches; the deal is drawn again until nobody has fewer."""
 
@@ -72,7 +73,7 @@ def _take(examples: Examples, where: npt.NDArray[np.int64]) -> Examples:
 
 def save(path: Path, hands: list[Examples]) -> None:
     """Write every client's examples into one ``.npz``."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for client, hand in enumerate(hands):
         arrays[f"images_{client}"], arrays[f"digits_{client}"] = hand.images, hand.digits
     np.savez(path, **arrays)

@@ -1,7 +1,7 @@
 """What goes wrong between a client and the bus: a bus that spoils what an armed injector tells it to.
 
-The faults are real ones: the bytes that reach the log are the spoiled ones, and a killed process is killed by the system. Each is
-written to ``faults.jsonl`` when the update passes, just before it is sent.
+The faults are real ones: the bytes that reach the log are the spoiled ones, and a killed process is killed by the system.
+Each is written to ``faults.jsonl`` when the update passes, just before it is sent.
 """
 
 from __future__ import annotations

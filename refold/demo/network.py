@@ -6,10 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from refold.demo.data import Examples, Floats
+from refold.schemas.plans import Schedule
 
 Weights = dict[str, Floats]
 
 HIDDEN = 32
+EPOCHS, BATCH = 4, 16
+RATE = Schedule(0.4, factor=0.85)
+"""The rate falls, so that the last rounds settle the model whoever takes part in them."""
 
 
 def initial_weights(seed: int) -> Weights:

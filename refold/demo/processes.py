@@ -13,7 +13,7 @@ from typing import Self
 from refold.schemas.errors import RefoldError
 
 STOP_S = 10.0
-ONE_THREAD = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Twenty processes share two cores: numpy's own threads would only stand in each other's way."""
 
 

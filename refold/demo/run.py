@@ -15,7 +15,7 @@ from refold.bus.topics import Topics
 from refold.demo.client import Settings
 from refold.demo.data import Examples
 from refold.demo.faults import SERVER_KILLED, Fault, client_name
-from refold.demo.network import Weights, accuracy
+from refold.demo.network import BATCH, EPOCHS, RATE, Weights, accuracy
 from refold.demo.processes import Processes
 from refold.federation import Federation
 from refold.jsonable import event_json
@@ -25,7 +25,6 @@ from refold.schemas.keys import SigningKey
 from refold.state.model_state import ModelState
 
 FEDERATION = "digits"
-TRAINING = {"epochs": 3, "rate": 0.2, "batch": 16}
 HEARTBEAT_S, DEADLINE_S = 0.2, 1.0
 WATCH_S = 0.05
 LONGEST_S = 300.0
@@ -110,7 +109,7 @@ class Run:
             deadline_s=DEADLINE_S,
             rounds=settings.rounds,
             heartbeat_s=HEARTBEAT_S,
-            config=TRAINING,
+            config={"epochs": EPOCHS, "rate": RATE, "batch": BATCH},
             seed=settings.seed.to_bytes(16, "little"),
         )
         snapshots = refold.SnapshotPolicy(every_rounds=4, keep_last=8)

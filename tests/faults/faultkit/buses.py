@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from refold.bus.contract import Bus, Committed, Consumer, Delivery, Headers, Place, Producer, TopicSpec
+from refold.schemas.errors import BusError
 
 BEFORE, AFTER = "before", "after"
 Hook = Callable[[str, str], None]
@@ -40,6 +41,7 @@ class HookedProducer:
         self._hook = hook
         self._drop = drop
         self._points: dict[str, None] = {}
+        self._given_up = False
 
     def send(
         self,
@@ -60,6 +62,8 @@ class HookedProducer:
 
     def flush(self, timeout_s: float = 30.0) -> None:
         """Write what is queued, passing its points before and after."""
+        if self._given_up:
+            return
         self._pass(BEFORE)
         self._inner.flush(timeout_s)
         points, self._points = self._points, {}
@@ -67,14 +71,19 @@ class HookedProducer:
             self._hook(point, AFTER)
 
     def _pass(self, side: str) -> None:
-        for point in list(self._points):
-            self._hook(point, side)
+        try:
+            for point in list(self._points):
+                self._hook(point, side)
+        except BusError:
+            self._given_up = True  # As a driver does: what it could not send it does not send later.
+            raise
 
     def close(self) -> None:
         """Write what is queued and let go."""
-        self._pass(BEFORE)
-        self._points.clear()
-        self._inner.close()
+        if not self._given_up:
+            self._pass(BEFORE)
+            self._points.clear()
+            self._inner.close()
 
     def __enter__(self) -> Self:
         return self

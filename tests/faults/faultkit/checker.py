@@ -209,7 +209,8 @@ def _check_positions(findings: Findings, accepted: list[Step], sent: list[Kept])
                 judged[event.partition] = judged.get(event.partition, 0) + event.count
         for part in step.commit.position.updates:
             known = [kept.offset for kept in sent if kept.partition == part.partition]
-            covered = sum(offset < part.next_offset for offset in known) + len(part.judged_above)
+            runs = [(0, part.next_offset - 1), *part.judged_above]
+            covered = sum(any(first <= offset <= last for first, last in runs) for offset in known)
             findings.demand(
                 covered == judged.get(part.partition, 0),
                 f"commit {step.commit.first_index} covers {covered} updates of partition {part.partition}, "

@@ -27,7 +27,8 @@ import numpy as np
 import refold
 from faultkit.archive import archiver
 from faultkit.buses import HookedBus
-from faultkit.faults import Fault, Faulty, note
+from faultkit.faults import KILL, Fault, Faulty, note
+from faultkit.outboxes import hook_outboxes
 from refold.bus.sqlite import SqliteBus
 from refold.schemas.errors import RefoldError
 
@@ -104,6 +105,7 @@ def serve(place: Place, groups: tuple[str, ...], member: str, faults: tuple[Faul
 def train(place: Place, name: str, faults: tuple[Fault, ...] = (), seed: int = 0) -> None:
     """Be a client until the federation ends; what a child process does."""
     with _as_a_program(place, name, f"{place.folder}/clients.log"):
+        hook_outboxes(Faulty(tuple(fault for fault in faults if fault.point.startswith("outbox/")), place.diary))
         work(place, name, place.open(faults), np.random.default_rng([seed, os.getpid()]))
 
 
@@ -157,7 +159,8 @@ class Child:
     Parameters
     ----------
     queue
-        Faults to come: each life gets the first; it is done with once the life ended by it.
+        Faults to come: each life gets the first, which is done with once the life ended by it; those that are survived come all
+        in one life.
     """
 
     name: str
@@ -171,7 +174,8 @@ class Child:
 
     def start(self) -> None:
         """Start a life."""
-        faults = (self.queue[0],) if self.queue else ()
+        deadly = bool(self.queue) and self.queue[0].action == KILL
+        faults = tuple(self.queue[:1] if deadly else self.queue)
         self._process = FORKS.Process(target=self.target, args=(*self.args, faults), name=self.name, daemon=True)
         self._process.start()
         self.started_s = time.monotonic()

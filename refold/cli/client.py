@@ -1,0 +1,114 @@
+"""``refold client``: a client that trains with a function of yours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import click
+
+from refold.cli.init import pairs
+from refold.cli.options import Common, common
+from refold.cli.output import note
+from refold.producers.client import Client
+from refold.producers.task import Receipt, Task
+from refold.schemas.errors import UsageError
+
+Function = Callable[[Task], Any]
+RETURNS = "submit on the task, or return (state, num_examples) or (state, num_examples, metrics)"
+
+
+@click.command(short_help="Run a client that trains with your function.")
+@common
+@click.argument("name")
+@click.option("--key", required=True, metavar="FILE", help="The client's private key.")
+@click.option(
+    "--train", "train", required=True, metavar="MODULE:FUNCTION", help="What trains; the module may lie in this folder."
+)
+@click.option("--property", "properties", metavar="NAME=VALUE", multiple=True, help="Told with every heartbeat.")
+@click.option("--outbox", metavar="DIR", help="What is not acknowledged yet.  [beside the key]")
+@click.option("--open-timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for the federation to open.")
+def client(
+    common: Common, name: str, key: str, train: str, properties: tuple[str, ...], outbox: str | None, open_timeout: float
+) -> None:
+    """Run the client NAME until the federation ends.
+
+    The function is called with each task. It either submits on the task itself, or returns (state, num_examples, metrics); of
+    an evaluation (`task.evaluate`) it returns the metrics, "loss" among them.
+    """
+    function = _function(train)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with common.federation() as federation:
+        opened = federation.client(name, key=key, properties=pairs(properties), outbox=outbox, open_timeout_s=open_timeout)
+        with opened as member:
+            _work(member, function)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _function(words: str) -> Function:
+    """Load MODULE:FUNCTION, looking in the current folder first.
+
+    Raises
+    ------
+    UsageError
+        There is no such module or function. Errors inside the module are raised as they are.
+    """
+    module_name, colon, name = words.partition(":")
+    if not colon or not module_name or not name:
+        raise UsageError(f"--train {words!r} is not MODULE:FUNCTION")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.split(".")[0] and error.name != module_name:
+            raise
+        raise UsageError(f"no module {module_name!r}", hint=f"is {module_name}.py in {os.getcwd()}?") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f"{module_name} has no function {name!r}")
+    found: Function = function
+    return found
+
+
+def _work(member: Client, function: Function) -> None:
+    last: tuple[int, Receipt] | None = None
+    for task in member.tasks():
+        last = _tell_outcome(last)
+        receipt = _answer(task, function(task))
+        if receipt is not None:
+            last = (task.round, receipt)
+            note(f"round {task.round}: {'evaluated' if task.evaluate else 'trained'}, update {receipt.digest.hex()[:12]} sent")
+    _tell_outcome(last)
+    note("the federation has ended")
+
+
+def _tell_outcome(last: tuple[int, Receipt] | None) -> tuple[int, Receipt] | None:
+    """Say what became of the last update, once that is known."""
+    if last is None or last[1].outcome is None:
+        return last
+    note(f"round {last[0]}: {last[1].outcome}")
+    return None
+
+
+def _answer(task: Task, returned: Any) -> Receipt | None:
+    """Send what the function returned, unless it answered the task itself."""
+    if task.answered:
+        return returned if isinstance(returned, Receipt) else None
+    if task.evaluate and isinstance(returned, Mapping) and "loss" in returned:
+        metrics = {name: float(value) for name, value in returned.items() if name != "loss"}
+        return task.evaluated(loss=float(returned["loss"]), metrics=metrics)
+    if task.evaluate:
+        return task.decline("does not evaluate")
+    if isinstance(returned, tuple) and len(returned) in (2, 3) and isinstance(returned[0], Mapping):
+        metrics = dict(returned[2]) if len(returned) == 3 else {}
+        return task.submit(returned[0], num_examples=int(returned[1]), metrics=metrics)
+    raise UsageError(f"the function returned {type(returned).__name__} and did not submit", round=task.round, hint=RETURNS)

@@ -1,0 +1,123 @@
+"""Events in one line for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refold.cli.output import short
+from refold.schemas.checks import Alert, Attempted, Checked, Command, Quarantined
+from refold.schemas.events import (
+    ClientEnrolled,
+    FederationEnded,
+    FederationOpened,
+    Genesis,
+    Origin,
+    Receipt,
+    Receipts,
+    RoundClosed,
+    RoundCommitted,
+    SnapshotTaken,
+    Unattributed,
+    UpdateAccepted,
+    UpdateRejected,
+)
+from refold.schemas.keys import key_id
+from refold.schemas.updates import ClientUpdate, Heartbeat
+
+
+def round_of(event: Any) -> int | None:
+    """Return the round that an event is about; an update's is the one that it helps to make."""
+    match event:
+        case UpdateAccepted() | UpdateRejected():
+            return event.origin.base_round + 1
+        case RoundClosed() | RoundCommitted() | FederationEnded() | SnapshotTaken() | Alert():
+            return event.round
+    return None
+
+
+def clients_of(event: Any) -> frozenset[str]:
+    """Return the clients that an event names."""
+    match event:
+        case UpdateAccepted() | UpdateRejected():
+            return frozenset({event.origin.client})
+        case ClientEnrolled() | Quarantined() | Heartbeat():
+            return frozenset({event.client})
+        case RoundClosed() | RoundCommitted():
+            return frozenset(member.client for member in event.members)
+        case Receipts():
+            return frozenset(receipt.client for receipt in event.receipts)
+    return frozenset()
+
+
+def one_line(event: Any) -> str:
+    """Return what an event says, without its type."""
+    match event:
+        case Genesis():
+            return f"{event.federation}: {event.schema.size:,} parameters, {event.optimizer}, state {short(event.state_digest)}"
+        case FederationOpened():
+            return f"{event.federation}: {event.schema.size:,} parameters, {event.optimizer}, state {short(event.state_digest)}"
+        case ClientEnrolled():
+            return f"{event.client}  key {key_id(event.public_key).hex()}"
+        case UpdateAccepted():
+            return f"{_origin(event.origin)}  weight {event.weight}  {_metrics(event.metrics)}".rstrip()
+        case UpdateRejected():
+            times = f"  ×{event.count}" if event.count > 1 else ""
+            return f"{_origin(event.origin)}  {', '.join(event.reasons)}{times}  {event.detail}".rstrip()
+        case Unattributed():
+            return f"{_range(event)}  {event.reason}  ×{event.count}  {event.detail}".rstrip()
+        case RoundClosed():
+            return f"round {event.round} on {event.parent}  {_members(event.members)}  {event.closed_by}"
+        case RoundCommitted():
+            why = f": {event.reason}" if event.reason else ""
+            said = f"round {event.round} on {event.parent}  {event.outcome}{why}"
+            return f"{said}  {_members(event.members)}  state {short(event.state_digest)}"
+        case Receipts():
+            return ", ".join(_receipt(receipt) for receipt in event.receipts)
+    return _other_line(event)
+
+
+def _other_line(event: Any) -> str:
+    match event:
+        case FederationEnded():
+            return f"after round {event.round}: {event.reason}"
+        case SnapshotTaken():
+            return f"round {event.round}  state {short(event.state_digest)}"
+        case Alert():
+            advice = f": {event.advice}" if event.advice else ""
+            return f"{event.severity}  {event.subject}  {event.what}{advice}"
+        case Quarantined():
+            who = event.client or "unknown"
+            return f"{event.partition}/{event.offset}  {who}  {', '.join(event.reasons)}  {event.detail}".rstrip()
+        case Heartbeat():
+            return f"{event.client}  {event.activity}  round {event.round}  beat {event.beat}"
+        case Checked():
+            return f"{event.partition}/{event.offset}  {event.fault or 'sound'}  {event.detail}".rstrip()
+        case Attempted():
+            return f"{event.partition}/{event.offset}  by {event.member}"
+        case ClientUpdate():
+            return f"round {event.body.round}  {event.body.client}  {event.body.kind}  {short(event.digest)}"
+        case Command():
+            return f"{event.command_id.hex()[:12]}  signed by {event.key_id.hex()}"
+    return ""
+
+
+def _origin(origin: Origin) -> str:
+    return f"round {origin.base_round + 1}  {origin.client}  {origin.kind}  {short(origin.digest)}"
+
+
+def _metrics(metrics: tuple[tuple[str, float], ...]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in metrics)
+
+
+def _members(members: tuple[Any, ...]) -> str:
+    kept = sum(not member.weight for member in members)
+    return f"{len(members)} members" + (f", {kept} not applied" if kept else "")
+
+
+def _range(event: Unattributed) -> str:
+    last = f" to {event.last_offset}" if event.last_offset != event.first_offset else ""
+    return f"{event.partition}/{event.first_offset}{last}"
+
+
+def _receipt(receipt: Receipt) -> str:
+    return f"{receipt.client} {receipt.outcome}"

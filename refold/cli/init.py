@@ -1,0 +1,150 @@
+"""``refold init``: a federation from initial parameters in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from refold.cli.options import Common, common
+from refold.cli.output import facts, note, say, say_json
+from refold.federation import DEFENCES, Federation, create
+from refold.plan import Plan
+from refold.schemas.canonical import Scalar
+from refold.schemas.errors import ConfigurationError, NotFoundError, UsageError
+from refold.schemas.events import SnapshotPolicy
+from refold.state.optimizers import OPTIMIZERS, from_settings
+
+
+@click.command(short_help="Make a federation.")
+@common
+@click.option("--from", "source", metavar="FILE", required=True, help="Initial parameters: .npz or .safetensors.")
+@click.option("--optimizer", type=click.Choice(sorted(OPTIMIZERS)), default="fedavg", show_default=True, help="The server's.")
+@click.option("--lr", type=float, help="The server optimizer's learning rate.")
+@click.option("--set", "more", metavar="NAME=VALUE", multiple=True, help="Another setting of the optimizer, such as beta1=0.9.")
+@click.option("--minimum", type=int, default=1, show_default=True, help="Updates without which no round closes.")
+@click.option("--rounds", type=int, help="Rounds after which the federation ends.  [goes on]")
+@click.option("--deadline", type=float, default=600.0, show_default=True, help="Seconds a round waits; 0 waits for ever.")
+@click.option("--share", type=float, default=1.0, show_default=True, help="Share of the living clients that a round selects.")
+@click.option("--evaluate-every", type=int, default=0, show_default=True, help="Rounds between evaluations; 0 never.")
+@click.option("--max-staleness", type=int, default=0, show_default=True, help="Rounds that an update's base may lie behind.")
+@click.option("--heartbeat", type=float, default=2.0, show_default=True, help="Seconds between a client's signs of life.")
+@click.option("--codec", type=click.Choice(["grid", "exact", "float32"]), default="grid", show_default=True, help="Of deltas.")
+@click.option("--config", metavar="NAME=VALUE", multiple=True, help="A setting that every task carries, such as epochs=2.")
+@click.option("--rule", metavar="TENSOR=RULE", multiple=True, help="How an integer tensor combines: max, sum or last.")
+@click.option("--snapshot-every", type=int, default=10, show_default=True, help="Rounds between snapshots.")
+@click.option("--snapshot-keep", type=int, default=3, show_default=True, help="Snapshots kept, the initial state besides.")
+@click.option("--defence", type=click.Choice(DEFENCES), default="all", show_default=True, help="What judges updates.")
+@click.option("--partitions", type=click.IntRange(1), default=4, show_default=True, help="Of topics spread over clients.")
+def init(common: Common, source: str, **chosen: Any) -> None:
+    """Make a federation from initial parameters in a file: topics, keys, initial state and the first event of its log."""
+    initial = read_parameters(Path(source))
+    optimizer_settings = pairs(chosen["more"]) | ({"lr": chosen["lr"]} if chosen["lr"] is not None else {})
+    federation = create(
+        common.bus_url(),
+        initial,
+        optimizer=from_settings(chosen["optimizer"], [(name, _number(name, v)) for name, v in optimizer_settings.items()]),
+        plan=_plan(chosen),
+        snapshots=_snapshots(chosen),
+        defence=chosen["defence"],
+        partitions=chosen["partitions"],
+        keys=common.keys,
+        rules={name: str(value) for name, value in pairs(chosen["rule"]).items()},
+    )
+    with federation:
+        _tell(federation, as_json=common.json)
+
+
+def read_parameters(path: Path) -> Mapping[str, Any]:
+    """Return the arrays of a ``.npz`` or ``.safetensors`` file. Nothing is unpickled.
+
+    Raises
+    ------
+    NotFoundError, UsageError, ConfigurationError
+        There is no such file, it has another ending, or is not what its ending says.
+    """
+    if not path.is_file():
+        raise NotFoundError("no such file", path=path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return dict(load_file(path))
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+    except OSError:
+        raise
+    except Exception as error:  # Each library has errors of its own for a broken file.
+        raise ConfigurationError(f"not a sound {path.suffix} file: {error}", path=path) from error
+    raise UsageError("not a file of parameters", path=path, hint="give a .npz or .safetensors file")
+
+
+def pairs(words: tuple[str, ...]) -> dict[str, Scalar]:
+    """Return ``NAME=VALUE`` words as settings: numbers and true or false where they look so, else text."""
+    found: dict[str, Scalar] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{word!r} is not NAME=VALUE")
+        found[name] = _scalar(value)
+    return found
+
+
+def _scalar(text: str) -> Scalar:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _number(name: str, value: Scalar) -> float:
+    if isinstance(value, str):
+        raise UsageError(f"{name}={value} is no number")
+    return float(value)
+
+
+def _plan(chosen: dict[str, Any]) -> Plan:
+    return Plan(
+        share=chosen["share"],
+        minimum=chosen["minimum"],
+        deadline_s=chosen["deadline"] or None,
+        rounds=chosen["rounds"],
+        evaluate_every=chosen["evaluate_every"],
+        max_staleness=chosen["max_staleness"],
+        heartbeat_s=chosen["heartbeat"],
+        codec=chosen["codec"],
+        config=pairs(chosen["config"]),
+    )
+
+
+def _snapshots(chosen: dict[str, Any]) -> SnapshotPolicy:
+    for name in ("snapshot_every", "snapshot_keep"):
+        if chosen[name] < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {chosen[name]} is not 1 or more")
+    return SnapshotPolicy(chosen["snapshot_every"], chosen["snapshot_keep"])
+
+
+def _tell(federation: Federation, *, as_json: bool) -> None:
+    schema = federation.genesis.schema
+    told = {
+        "federation": federation.name,
+        "bus": federation.url,
+        "keys": str(federation.keyring.folder.absolute()),
+        "tensors": len(schema.tensors),
+        "parameters": schema.size,
+        "state": federation.genesis.state_digest.hex(),
+    }
+    if as_json:
+        say_json(told)
+        return
+    for line in facts(list(told.items())):
+        say(line)
+    note("next: `refold enroll NAME --new-key FILE` for each client, and `refold serve`")

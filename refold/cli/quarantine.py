@@ -1,0 +1,139 @@
+"""``refold quarantine``: refused updates, kept with their original bytes. Read only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refold.bus.contract import Place, Record
+from refold.bus.payloads import PayloadReader
+from refold.bus.topics import is_chunk
+from refold.cli.options import Common, common
+from refold.cli.output import facts, note, say, say_json, size_text, table, time_text
+from refold.consumers.intake import records_in
+from refold.federation import Federation
+from refold.jsonable import to_json
+from refold.schemas.canonical import decode
+from refold.schemas.checks import Quarantined
+from refold.schemas.errors import InvalidRecord, NotFoundError, UsageError
+from refold.schemas.updates import ClientUpdate
+
+SAID = ("kind", "base_round", "codec", "num_examples", "metrics", "sequence", "note")
+"""What `show` tells of a manifest."""
+
+
+@click.group(short_help="List and show refused updates.")
+def quarantine() -> None:
+    """List and show refused updates: kept with the reason and their original bytes, never applied."""
+
+
+@quarantine.command("list")
+@common
+@click.option("--client", help="Only this client's.")
+@click.option("--reason", help="Only with this reason.")
+def list_(common: Common, client: str | None, reason: str | None) -> None:
+    """List what is in quarantine, by where it lay in `updates`."""
+    with common.federation() as federation:
+        found = [
+            (record, said)
+            for record, said in _kept(federation)
+            if client in (None, said.client) and (reason is None or reason in said.reasons)
+        ]
+    if common.json:
+        for record, said in found:
+            say_json(_object(record, said))
+        return
+    rows = [
+        (
+            f"{said.partition}/{said.offset}",
+            said.client or "-",
+            ",".join(said.reasons),
+            size_text(said.payload.size_bytes),
+            when,
+        )
+        for record, said in found
+        for when in (time_text(record.timestamp_ms),)
+    ]
+    for line in table(("update", "client", "reasons", "size", "when"), rows):
+        say(line)
+
+
+@quarantine.command("show")
+@common
+@click.argument("update", metavar="PARTITION/OFFSET")
+@click.option("-o", "--output", metavar="FILE", help="Write the original bytes: the manifest, then the chunks that came.")
+def show(common: Common, update: str, output: str | None) -> None:
+    """Show why an update is in quarantine, and what it said of itself."""
+    wanted = _place(update)
+    with common.federation() as federation:
+        found = [(record, said) for record, said in _kept(federation) if (said.partition, said.offset) == wanted]
+        if not found:
+            raise NotFoundError(f"no update {update} in quarantine", hint="`refold quarantine list` names them")
+        record, said = found[-1]
+        reader = PayloadReader(federation.bus, federation.topics.quarantine)
+        try:
+            data = reader.read_bytes(said.payload)
+        finally:
+            reader.close()
+    if output:
+        Path(output).write_bytes(data)
+        note(f"wrote {len(data):,} bytes to {output}, {said.record_bytes:,} of them the manifest; they are not to be trusted")
+    told = {**_object(record, said), "manifest": _manifest(data[: said.record_bytes])}
+    if common.json:
+        say_json(told)
+    else:
+        _tell(told)
+
+
+def _kept(federation: Federation) -> Iterator[tuple[Record, Quarantined]]:
+    topic = federation.topics.quarantine
+    for partition in range(federation.bus.topics()[topic].partitions):
+        place = Place(topic, partition)
+        for record in records_in(federation.bus, place, 0, federation.bus.end_offset(place) - 1):
+            if is_chunk(record.headers):
+                continue
+            try:
+                yield record, decode(record.value or b"", Quarantined)
+            except InvalidRecord:
+                continue
+
+
+def _place(text: str) -> tuple[int, int]:
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdigit() and len(part) < 19 for part in parts):
+        raise UsageError(f"{text!r} is not PARTITION/OFFSET", hint="`refold quarantine list` names them")
+    return int(parts[0]), int(parts[1])
+
+
+def _object(record: Record, said: Quarantined) -> dict[str, Any]:
+    return {**to_json(said), "time_ms": record.timestamp_ms}
+
+
+def _manifest(data: bytes) -> dict[str, Any] | None:
+    """Return what a manifest says, unbelieved; None where it is none."""
+    try:
+        return to_json(decode(data, ClientUpdate))
+    except InvalidRecord:
+        return None
+
+
+def _tell(told: dict[str, Any]) -> None:
+    payload = told["payload"]
+    lines: list[tuple[str, object]] = [
+        ("update", f"{told['partition']}/{told['offset']}"),
+        ("client", told["client"] or "nobody that could be held to it"),
+        ("reasons", ", ".join(told["reasons"])),
+        ("detail", told["detail"] or "-"),
+        ("when", time_text(told["time_ms"])),
+        ("kept", f"{sum(payload['lengths']):,} bytes, {told['record_bytes']:,} of them the manifest"),
+    ]
+    if told["manifest"] is None:
+        lines.append(("manifest", "cannot be read as an update"))
+    else:
+        body = told["manifest"]["body"]
+        lines += [(f"said: {name}", body[name]) for name in SAID]
+    for line in facts(lines):
+        say(line)

@@ -1,0 +1,81 @@
+"""``refold verify``: the whole federation audited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from refold.cli.options import Common, common
+from refold.cli.output import facts, note, progress_bar, say, say_json
+from refold.consumers.audit import Audit, Finding, Report, Summary
+from refold.schemas.errors import IntegrityError
+
+SHOWN_ROUNDS = 8
+
+
+@click.command(short_help="Audit the whole federation.")
+@common
+@click.option("--quick", is_flag=True, help="Read the logs alone: no replay, no steps derived again.")
+def verify(common: Common, quick: bool) -> int:
+    """Audit the whole federation: chains, verdicts, receipts, rounds, digests, steps, payloads, snapshots.
+
+    Prints every finding with where it lies. Exit code 3 if anything is broken; notices alone are sound.
+    """
+    with common.federation() as federation, progress_bar() as progress:
+        audit = Audit(federation.bus, federation.topics, quick=quick)
+        report = audit.report(progress)
+    if common.json:
+        said = [{"severity": f.severity, "check": f.check, "what": f.what, "hint": f.hint, **f.where} for f in report.findings]
+        say_json({"findings": said, "quick": quick, **report.summary.to_json()})
+    else:
+        _tell(report, quick=quick)
+    return 0 if report.is_sound else IntegrityError.exit_code
+
+
+def _tell(report: Report, *, quick: bool) -> None:
+    for finding in report.findings:
+        say(_line(finding))
+    for line in facts(list(_counts(report.summary, quick=quick))):
+        say(line)
+    if report.is_sound:
+        say("sound" + (" as far as the logs alone can tell" if quick else ""))
+    else:
+        say(f"BROKEN: {report.summary.broken} finding{'s' if report.summary.broken > 1 else ''}")
+        note("what is named first often explains what follows")
+
+
+def _line(finding: Finding) -> str:
+    return f"{finding.severity}  {finding}"
+
+
+def _counts(summary: Summary, *, quick: bool) -> Iterator[tuple[str, object]]:
+    for name, log in summary.logs.items():
+        beside = f", {log.stale} stale skipped" + (f", {log.foreign} foreign" if log.foreign else "")
+        yield f"log {name}", f"{log.events} events in {log.commits} commits{beside}, head {log.head[:12]}"
+    yield "clients", summary.clients
+    yield "updates", f"{summary.received} received"
+    yield "  accepted", f"{summary.accepted}" + (f" and {summary.evaluations} evaluations" if summary.evaluations else "")
+    for reason, count in sorted(summary.rejected.items()):
+        yield f"  {reason}", f"{count} rejected"
+    for reason, count in sorted(summary.unattributed.items()):
+        yield f"  {reason}", f"{count} that nobody can be held to"
+    if summary.waiting:
+        yield "  waiting", summary.waiting
+    if summary.uncovered:
+        yield "uncovered", f"{summary.uncovered} events that aggregation has not seen yet"
+    yield "receipts", summary.receipts
+    yield "rounds", f"{summary.rounds}" + (f", {summary.void} void" if summary.void else "")
+    if not quick:
+        yield from _derived(summary)
+    yield "snapshots", f"{summary.snapshots}" + ("" if quick else " load and agree")
+
+
+def _derived(summary: Summary) -> Iterator[tuple[str, object]]:
+    yield "replayed", f"{summary.replayed} of {summary.rounds} rounds give their digests"
+    yield "derived", f"{summary.rederived} of {summary.rounds - summary.void} steps come out of the deltas again"
+    yield "payloads", f"{summary.payloads} read"
+    if summary.not_rederivable:
+        rounds = summary.not_rederivable
+        more = f" and {len(rounds) - SHOWN_ROUNDS} more" if len(rounds) > SHOWN_ROUNDS else ""
+        yield "pruned", f"rounds {', '.join(map(str, rounds[:SHOWN_ROUNDS]))}{more} are not re-derivable, their deltas are gone"

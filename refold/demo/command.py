@@ -1,0 +1,43 @@
+"""The verb `refold demo`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from refold.schemas.errors import RefoldError
+
+
+@click.command()
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=1, show_default=True, help="Decides everything drawn.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-out"), show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--clients", type=click.IntRange(3, 40), default=10, show_default=True)
+@click.option("--faults", type=click.Choice(["all", "none"]), default="all", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the report on stdout.")
+def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, as_json: bool) -> None:
+    """Train on real data under real faults, four times, and show what became of each fault.
+
+    Clients send broken, doubled, huge, late and flipped updates; clients and the server are killed. The folder OUT keeps the
+    logs, the bus files, report.json and a picture.
+    """
+    # Loaded here, so that `refold --help` loads none of it.
+    from refold.demo.screen import Screen
+    from refold.demo.show import Request, perform
+
+    request = Request(out, seed, rounds, clients, faults == "all")
+    screen = Screen(rounds)
+    try:
+        with screen:
+            show = perform(request, screen.told)
+    except RefoldError as error:
+        click.echo(f"refold demo: {error}", err=True)
+        sys.exit(error.exit_code)
+    if as_json:
+        click.echo(json.dumps(show.report))
+    screen.close_with(request, show)
+    if not all(one["equal"] for one in show.report["rebuilt"]):
+        sys.exit(3)

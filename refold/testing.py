@@ -1,0 +1,210 @@
+"""Test doubles for those who build on Refold: a bus that fails on demand, updates signed by hand, waits for conditions."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+
+from refold.bus.contract import Bus, Consumer, Delivery, Headers, Producer, partition_for
+from refold.bus.topics import chunk_headers, event_headers, hint_header
+from refold.federation import Federation
+from refold.producers.outbox import Parcel
+from refold.schemas.canonical import encode
+from refold.schemas.codec import encode_integers
+from refold.schemas.errors import BusError, TryAgainError
+from refold.schemas.keys import UPDATE_TAG, SigningKey
+from refold.schemas.layout import Integers, Layout
+from refold.schemas.model import ModelSchema
+from refold.schemas.payload import describe
+from refold.schemas.updates import TRAIN, ClientUpdate, UpdateBody, update_digest
+
+LOST, UNSAID = "lost", "unsaid"
+"""What a `FlakyBus` does to a flush: the records never arrive, or they do and the acknowledgement does not."""
+
+Trouble = Callable[[str, bytes | None], str | None]
+
+
+def eventually(condition: Callable[[], bool], *, timeout_s: float = 20.0, what: str = "the condition") -> None:
+    """Return as soon as the condition holds.
+
+    Raises
+    ------
+    TryAgainError
+        It did not in time.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise TryAgainError(f"{what} did not come true within {timeout_s:g} s")
+        time.sleep(0.005)
+
+
+class FlakyBus:
+    """A bus whose producers fail as told; all else is the bus behind it.
+
+    Parameters
+    ----------
+    trouble
+        Asked about each record as it is sent: `LOST`, `UNSAID` or None. The next flush of that producer then raises BusError.
+    """
+
+    def __init__(self, bus: Bus, trouble: Trouble) -> None:
+        self._bus = bus
+        self._trouble = trouble
+
+    def __getattr__(self, name: str) -> Any:
+        """Return whatever the bus behind has."""
+        return getattr(self._bus, name)
+
+    def producer(self, *, max_in_flight_bytes: int = 16 << 20) -> Producer:
+        """Open a producer that fails as told."""
+        return _FlakyProducer(self._bus, self._trouble, max_in_flight_bytes)
+
+    def consumer(self, **settings: Any) -> Consumer:
+        """Open a consumer."""
+        return self._bus.consumer(**settings)
+
+
+class _FlakyProducer:
+    def __init__(self, bus: Bus, trouble: Trouble, max_in_flight_bytes: int) -> None:
+        self._bus = bus
+        self._producer = bus.producer(max_in_flight_bytes=max_in_flight_bytes)
+        self._trouble = trouble
+        self._fate: str | None = None
+
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
+    ) -> Delivery:
+        fate = self._trouble(topic, value)
+        if fate is not None:
+            self._fate = fate
+        return self._producer.send(topic, value, key=key, partition=partition, headers=headers)
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        fate, self._fate = self._fate, None
+        if fate == LOST:
+            self._producer = self._bus.producer()
+        else:
+            self._producer.flush(timeout_s)
+        if fate is not None:
+            raise BusError(f"the bus was told to fail: {fate}")
+
+    def close(self) -> None:
+        self._producer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def craft_update(
+    federation: Federation,
+    client: str,
+    key: SigningKey,
+    *,
+    chunks: Sequence[bytes] | None = None,
+    inline: bool = True,
+    session: tuple[int, bytes] | None = None,
+    sequence: int = 0,
+    seed: int = 0,
+    **changes: Any,
+) -> Parcel:
+    """Return a correctly signed update as any client could write it, however wrong its content.
+
+    Parameters
+    ----------
+    chunks
+        What it carries; a small random delta, drawn from `seed`, if None.
+    inline
+        Whether a small payload travels inside the manifest.
+    session
+        The newest if None.
+    changes
+        Fields of `refold.schemas.updates.UpdateBody` to be other than an honest client's.
+    """
+    history = federation.history()
+    try:
+        lineage, schema = history.lineage, history.schema
+    finally:
+        history.close()
+    carried = tuple(chunks) if chunks is not None else random_delta(schema, seed)
+    base = changes.get("base_round", lineage.head)
+    body = UpdateBody(
+        federation.name,
+        client,
+        key.key_id,
+        *(session or (lineage.next_index, os.urandom(8))),
+        sequence,
+        TRAIN,
+        base,
+        lineage.parameters_digest(base) or bytes(32),
+        schema.digest,
+        "grid",
+        tuple(0 for _ in schema.tensors),
+        10,
+        (),
+        describe(carried) if inline else describe(carried, inline_bytes=-1),
+        Layout.of(schema).size_bytes,
+        "",
+        0,
+    )
+    body = replace(body, **changes)
+    digest = update_digest(body)
+    in_manifest = body.payload is not None and body.payload.inline is not None
+    return Parcel(digest, encode(ClientUpdate(body, key.sign(UPDATE_TAG, digest))), () if in_manifest else carried)
+
+
+def random_delta(schema: ModelSchema, seed: int = 0, *, spread: float = 2000.0) -> tuple[bytes, ...]:
+    """Return the chunks of a random change: for float tensors normal, with this spread in lattice steps; 1 for integer ones."""
+    rng = np.random.default_rng(seed)
+    arrays: list[Integers] = [
+        rng.normal(0, spread, tensor.size).astype(np.int32) if tensor.is_float else np.ones(tensor.size, np.int64)
+        for tensor in schema.tensors
+    ]
+    return tuple(encode_integers(arrays, Layout.of(schema)))
+
+
+def send_update(
+    federation: Federation,
+    parcel: Parcel,
+    client: str,
+    *,
+    chunks: Sequence[bytes] | None = None,
+    hint: bool = True,
+    headers: Mapping[str, bytes] | None = None,
+) -> int:
+    """Write an update to `updates` as its client would, and return its manifest's offset.
+
+    Parameters
+    ----------
+    chunks
+        Written in the place of the update's own.
+    hint
+        Say in a header where the chunks lie.
+    headers
+        Further headers of the manifest.
+    """
+    topic, key = federation.topics.updates, client.encode()
+    partition = partition_for(key, federation.bus.topics()[topic].partitions)
+    about = event_headers("ClientUpdate", source=topic, subject=client, identity=parcel.digest.hex(), time_ms=0)
+    with federation.bus.producer() as producer:
+        written = parcel.chunks if chunks is None else chunks
+        sent = [producer.send(topic, chunk, key=key, partition=partition, headers=chunk_headers()) for chunk in written]
+        offsets = [delivery.result() for delivery in sent]
+        if offsets and hint:
+            about += (hint_header(min(offsets), max(offsets)),)
+        about += tuple((headers or {}).items())
+        return producer.send(topic, parcel.manifest, key=key, partition=partition, headers=about).result()

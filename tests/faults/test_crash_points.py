@@ -1,0 +1,116 @@
+"""Fault 2: death before and after every durable write, the first to the third time it is passed (to the 20th in a long run).
+
+Each process gets one fault at a time: it dies by it, its successor gets the next, so that one federation sees them all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import refold
+from faultkit.faults import Fault, both_sides
+from faultkit.processes import Child, wait_until
+from faultkit.world import World
+
+POINTS = {
+    "consistency": ("checked/Attempted", "checked/Checked", "updates/offsets"),
+    "detection": (
+        "deltas/Chunk",
+        "features/Chunk",
+        "quarantine/Chunk",
+        "quarantine/Quarantined",
+        "accepted/EventList",
+        "accepted/Commit",
+        "updates/delete",
+        "checked/delete",
+    ),
+    "aggregation": ("steps/Chunk", "rounds/EventList", "rounds/Commit"),
+    "snapshots": ("snapshot-chunks/Chunk", "snapshots/SnapshotTaken", "snapshots/tombstone", "snapshot-chunks/tombstone"),
+    "client": ("outbox/file", "outbox/put", "outbox/drop", "updates/Chunk", "updates/ClientUpdate", "health/Heartbeat"),
+}
+"""Every durable write of every group and of a client."""
+
+MODEL = {"w": np.zeros((350, 350), "f4"), **{f"t{number:03}": np.zeros(2, "f4") for number in range(260)}, "n": np.array(0)}
+"""Large enough for updates, steps and snapshots in chunks, with so many tensors that features have chunks of their own."""
+
+
+
+@pytest.fixture
+def busy(world: World) -> World:
+    """Return a federation in which every durable write happens in every round or two."""
+    world.found(clients=3, model=MODEL, deadline_s=2.0, snapshots=refold.SnapshotPolicy(1, 1))
+    return world
+
+
+def test_f02_death_at_every_durable_write_loses_and_doubles_nothing(busy: World, long_run: bool):
+    times = 20 if long_run else 3
+    wanted = {group: [fault for point in points for fault in both_sides(point, times)] for group, points in POINTS.items()}
+    busy.tell(patches=(("refold.bus.ledger", "MAX_INLINE_EVENTS_BYTES", 400),))
+    victims = [busy.serve(group, queue=wanted[group]) for group in POINTS if group != "client"]
+    victims.append(busy.train("c0", queue=wanted["client"]))
+    others = [busy.train(name) for name in busy.clients[1:]]
+    with nonsense(busy) as send_nonsense:
+        run_until_all_died(busy, victims, send_nonsense)
+    busy.fed.end("every point was passed")
+    wait_until(lambda: all(child.exit_code == 0 for child in [victims[-1], *others]), "the clients' end", tend=busy.tend)
+    busy.wait_until_settled()
+    busy.stop()
+    findings = busy.assert_sound()
+    busy.assert_not_asked_again()
+    hits = busy.faults()
+    missed = [str(fault) for faults in wanted.values() for fault in faults if not hits[str(fault)]]
+    report(wanted, hits)
+    print(f"{hits.total()} deaths, {findings.rounds} rounds, {findings.updates} updates, refused {dict(findings.reasons)}")
+    assert not missed, f"never passed: {missed}"
+
+
+def run_until_all_died(world: World, victims: list[Child], send_nonsense: Iterator[None]) -> None:
+    """Wait until every victim died by each of its faults; if none does for long, say which they wait for."""
+    left = -1
+    while left:
+        before = left
+        left = sum(len(child.queue) for child in victims)
+        if left == 0:
+            return
+        waits = {child.name: str(child.queue[0]) for child in victims if child.queue}
+        if left != before:
+            next(send_nonsense)
+        wait_until(
+            lambda left=left: sum(len(child.queue) for child in victims) < left,
+            f"the next death; waiting for {waits}\n{world.logs()}",
+            timeout_s=30.0,
+            tend=world.tend,
+        )
+
+
+@contextmanager
+def nonsense(world: World) -> Iterator[Iterator[None]]:
+    """Yield an iterator that sends, each time, a record that is no update and too large to quarantine in one event."""
+    topic = world.fed.topics.updates
+
+    def send() -> Iterator[None]:
+        with world.fed.bus.producer() as producer:
+            for number in range(1_000_000):
+                producer.send(topic, number.to_bytes(4, "big") * 20_000, key=b"nobody", partition=number % 2)
+                producer.flush()
+                yield
+
+    sending = send()
+    try:
+        yield sending
+    finally:
+        sending.close()
+
+
+def report(wanted: dict[str, list[Fault]], hits: Counter[str]) -> None:
+    """Print how often each point was died at, before and after."""
+    for group, faults in wanted.items():
+        counts: Counter[str] = Counter()
+        for fault in faults:
+            counts[fault.point] += hits[str(fault)]
+        print(f"{group:12} " + ", ".join(f"{point} {count}" for point, count in counts.items()))
