@@ -147,7 +147,7 @@ class PayloadReader:
         if self._assigned != place:
             self._consumer.assign([place])
             self._assigned = place
-        end = min(self._bus.end_offset(place), last + 1)
+        first, end = max(first, self._bus.begin_offset(place)), min(self._bus.end_offset(place), last + 1)
         if first >= end:
             return  # A hint from a longer log, or a moved one.
         self._consumer.seek(place, first)

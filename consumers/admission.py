@@ -26,7 +26,14 @@ def authentic(roster: Roster, update: ClientUpdate, digest: bytes) -> str:
 
 
 def refusal(
-    roster: Roster, lineage: Lineage, waiting: Iterable[Pending], body: UpdateBody, digest: bytes, source: tuple[int, int]
+    roster: Roster,
+    lineage: Lineage,
+    waiting: Iterable[Pending],
+    body: UpdateBody,
+    digest: bytes,
+    source: tuple[int, int],
+    *,
+    everyone: bool = False,
 ) -> str:
     """Return the reason for which an authentic update is refused before any statistic, or "".
 
@@ -34,6 +41,8 @@ def refusal(
     ----------
     waiting
         Other updates of the same client without a verdict, which were there first.
+    everyone
+        The round is short of updates and takes them from clients that it did not select.
     """
     if roster.ended:
         return "federation-ended"
@@ -44,7 +53,7 @@ def refusal(
         or _against_waiting(others, body, digest)
         or ("session-ahead" if body.session_index > lineage.next_index else "")
         or _second_for_its_round(standing, others, body)
-        or _timing(roster, lineage, body)
+        or _timing(roster, lineage, body, everyone)
     )
 
 
@@ -60,13 +69,14 @@ def _against_waiting(others: Iterable[Pending], body: UpdateBody, digest: bytes)
 
 
 def _second_for_its_round(standing: Standing, others: Iterable[Pending], body: UpdateBody) -> str:
-    place = (body.round, body.kind)
-    candidates = (other.body for other in others if other.body is not None and not other.reason)
-    taken = place in standing.rounds or any((other.round, other.kind) == place for other in candidates)
-    return "one-per-round" if taken else ""
+    """Refuse a second update of a client for its round, and a second one for the cohort that is open, whatever its base."""
+    candidates = [other.body for other in others if other.body is not None and not other.reason]
+    if (body.round, body.kind) in standing.rounds or any(other.kind == body.kind for other in candidates):
+        return "one-per-round"
+    return ""
 
 
-def _timing(roster: Roster, lineage: Lineage, body: UpdateBody) -> str:
+def _timing(roster: Roster, lineage: Lineage, body: UpdateBody, everyone: bool) -> str:
     staleness = roster.closed - body.base_round
     known = lineage.parameters_digest(body.base_round)
     if staleness < 0 or known is None:
@@ -77,7 +87,7 @@ def _timing(roster: Roster, lineage: Lineage, body: UpdateBody) -> str:
         return ""
     if staleness > roster.plan.max_staleness:
         return "stale"
-    if staleness == 0 and not roster.plan.selects(body.client):
+    if staleness == 0 and not everyone and not roster.plan.selects(body.client):
         return "not-selected"
     return ""
 

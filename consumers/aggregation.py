@@ -39,7 +39,6 @@ from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
 from refold.state.step import Step, Void, compute_step
 
-
 MAX_RECEIPTS = 2048
 """Receipts of one event: with names of 200 characters, half of what a record may hold."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import blake3
 
 from refold.bus.clock import Clock
-from refold.bus.contract import Bus, Place
+from refold.bus.contract import Bus, Place, Record
 from refold.bus.topics import Topics, event_headers
 from refold.consumers.roster import Roster
 from refold.schemas.canonical import decode, encode
@@ -21,6 +22,7 @@ class CommandReader:
     """Follows `commands` from where the log says, and refuses what no operator signed."""
 
     def __init__(self, bus: Bus, topics: Topics, roster: Roster) -> None:
+        self._bus = bus
         self._place = Place(topics.commands, 0)
         self._roster = roster
         self._operators = {key_id(public): public for public in roster.genesis.operator_keys}
@@ -38,7 +40,7 @@ class CommandReader:
         """Return the events of new commands; what is not a command of an operator is counted and passed over."""
         events: list[object] = []
         seen: set[bytes] = set()
-        for record in self._consumer.poll(0.0):
+        for record in self._unread():
             try:
                 command = decode(record.value or b"", Command)
                 new = self._events_of(command) if command.command_id not in seen else []
@@ -50,6 +52,12 @@ class CommandReader:
             seen.add(command.command_id)
             events += new
         return events
+
+    def _unread(self) -> Iterator[Record]:
+        """Yield every command that is there now."""
+        end = self._bus.end_offset(self._place)
+        while self._consumer.position(self._place) < end:
+            yield from self._consumer.poll(0.0)
 
     def _events_of(self, command: Command) -> list[object]:
         public = self._operators.get(command.key_id)

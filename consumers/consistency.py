@@ -2,7 +2,8 @@
 
 For each update, in order:
 
-1. `Attempted` is acknowledged. A crash after this, before 3, counts as an attempt at this update.
+1. `Attempted` is acknowledged. A crash after this, before 3, counts as an attempt at this update. After too many of them it is
+   passed over, and detection, which counts the same, judges it undecoded.
 2. The update is decoded and inspected. No state changes.
 3. `Checked` is sent. A crash after this: the update is inspected again, and detection knows it by its source position.
 4. At the end of the batch everything sent is acknowledged. A failed send ends the member, which starts again where `accepted`
@@ -14,6 +15,7 @@ but not deleted yet is passed over with only its chunks noted: an upload that be
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Committed, Place, Record
 from refold.bus.ledger import LedgerReader
 from refold.bus.topics import Topics, event_headers, hint_of, is_chunk
+from refold.consumers.attempts import MAX_ATTEMPTS, Attempts, read_attempts
 from refold.consumers.inspection import Inspector
 from refold.consumers.window import ChunkWindow
 from refold.schemas.canonical import encode
@@ -32,7 +35,6 @@ from refold.schemas.commits import PartitionPosition
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
 from refold.schemas.payload import Payload
 from refold.schemas.updates import ClientUpdate
-
 
 FETCH_BYTES = 4 << 20
 """Read at once: a few chunks, so that memory follows the model's size and not the number of clients."""
@@ -64,7 +66,7 @@ def inspect(inspector: Inspector, window: ChunkWindow, record: Record) -> Findin
         return Finding(update, error.reason, printable(error.message), None)
     finally:
         if update.body.payload is not None:
-            window.forget(update.body.payload)
+            window.forget(update.body.payload, record.key)
 
 
 def _chunks(window: ChunkWindow, payload: Payload, record: Record) -> Iterator[bytes]:
@@ -85,21 +87,26 @@ class Consistency:
     ----------
     member
         A stable name of this member: restarted under the same name, it takes its own place at once.
+    life
+        Names the run of the process, so that a member that starts again after a failure of the bus is not taken for one that
+        crashed over an update; one of its own if "".
     """
 
     name = "consistency"
 
-    def __init__(self, bus: Bus, topics: Topics, inspector: Inspector, *, member: str, clock: Clock) -> None:
+    def __init__(self, bus: Bus, topics: Topics, inspector: Inspector, *, member: str, clock: Clock, life: str = "") -> None:
         self._bus = bus
         self._topics = topics
         self._inspector = inspector
         self._member = member
+        self._life = f"{life or os.urandom(4).hex()}/{member}"[:200]
         self._clock = clock
         self._accepted = LedgerReader(bus, topics.accepted)
         self._window = ChunkWindow(bus, topics.updates, clock)
         self._producer = bus.producer()
         self._previous: dict[Place, int] = {}
         self._covered: dict[Place, PartitionPosition] = {}
+        self._attempts = Attempts()
         self._consumer = bus.consumer(
             group=f"{topics.federation}.consistency", instance=member, max_in_flight_bytes=FETCH_BYTES
         )
@@ -128,7 +135,9 @@ class Consistency:
         """
         for _ in self._accepted.read_to_end():
             pass
-        covered = {part.partition: part for part in self._accepted.chain.position.updates}
+        position = self._accepted.chain.position
+        self._attempts = read_attempts(self._bus, self._topics.checked, position.checked)
+        covered = {part.partition: part for part in position.updates}
         for place in places:
             self._previous[place] = NO_OFFSET
             self._covered[place] = covered.get(place.partition, PartitionPosition(place.partition, 0, ()))
@@ -137,16 +146,28 @@ class Consistency:
 
     def _check(self, record: Record) -> None:
         place = Place(record.topic, record.partition)
-        # 1. The attempt.
-        self._send("Attempted", Attempted(record.partition, record.offset, self._member), record)
-        self._producer.flush()
+        # 1. The attempt, where there is anything to decode.
+        if self._has_payload(record):
+            self._send("Attempted", Attempted(record.partition, record.offset, self._life), record)
+            self._producer.flush()
+            if self._attempts.crashes((record.partition, record.offset), self._life) >= MAX_ATTEMPTS:
+                self._previous[place] = record.offset
+                return
         # 2. and 3. The finding.
         first_chunk = first_chunk_of(self._inspector, self._window, record)
         finding = inspect(self._inspector, self._window, record)
-        open_from = self._window.open_from(record.partition, record.offset)
+        open_from = self._window.open_from(record.partition, record.offset + 1)
         facts = checked(record, finding, self._previous[place], first_chunk, open_from, self._member)
         self._send("Checked", facts, record)
         self._previous[place] = record.offset
+
+    def _has_payload(self, record: Record) -> bool:
+        try:
+            body = self._inspector.open(record.value).body
+            self._inspector.check_claims(body)
+        except InvalidRecord:
+            return False
+        return body.payload is not None
 
     def _forget_chunks(self, record: Record) -> None:
         """Take note that a judged update waits for nothing."""
@@ -155,7 +176,7 @@ class Consistency:
         except InvalidRecord:
             return
         if payload is not None:
-            self._window.forget(payload)
+            self._window.forget(payload, record.key)
 
     def _send(self, kind: str, value: object, record: Record) -> None:
         identity = f"{record.partition}/{record.offset}"
@@ -163,7 +184,7 @@ class Consistency:
         headers = event_headers(
             kind, source=self._topics.checked, subject=subject, identity=identity, time_ms=self._clock.wall_ms()
         )
-        self._producer.send(self._topics.checked, encode(value), partition=0, key=record.key, headers=headers)
+        self._producer.send(self._topics.checked, encode(value), partition=0, key=identity.encode(), headers=headers)
 
     def _show_progress(self) -> None:
         """Store the group's offsets, which only displays read."""
@@ -186,7 +207,7 @@ def first_chunk_of(inspector: Inspector, window: ChunkWindow, record: Record) ->
         return record.offset
     if payload is None or payload.inline is not None:
         return record.offset
-    return window.first_offset(payload, hint_of(record), record.offset)
+    return window.first_offset(payload, record)
 
 
 def checked(record: Record, finding: Finding, previous: int, first_chunk: int, open_from: int, member: str) -> Checked:
@@ -196,7 +217,7 @@ def checked(record: Record, finding: Finding, previous: int, first_chunk: int, o
         record.offset,
         previous,
         first_chunk,
-        min(open_from, first_chunk),
+        open_from,
         blake3.blake3(record.value or b"").digest(),
         (record.value or b"") if finding.update else b"",
         finding.fault,

@@ -40,6 +40,9 @@ from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError, 
 from refold.schemas.events import Genesis
 from refold.schemas.updates import ANSWERS, EVALUATE, TRAIN, Heartbeat
 
+MOST_REFUSED = 4096
+"""Refusals in one commit, which holds at most 65,536 events; the rest come with the next."""
+
 SETTLE_BEATS = 3
 """Heartbeat intervals that a new member listens before it believes that it knows who is alive."""
 
@@ -152,13 +155,13 @@ class _Active:
                 beat = decode(record.value or b"", Heartbeat)
             except InvalidRecord:
                 continue
-            if beat.client in self.roster.clients:
-                self._liveness.beat(beat, now_s)
+            if beat.client in self.roster.clients and beat.federation == self._topics.federation:
+                self._liveness.beat(beat, self.roster.plan.heartbeat_ms, now_s)
 
     def _decide(self) -> Ruling:
         waiting = self._intake.waiting.values()
         ruling = Ruling(
-            refused=[item for item in waiting if item.reason],
+            refused=[item for item in waiting if item.reason][:MOST_REFUSED],
             evaluations=[item for item in waiting if not item.reason and _kind(item) == EVALUATE],
         )
         ruling.closed_by = self._closing(ruling.refused)
@@ -191,21 +194,22 @@ class _Active:
         if settled and is_complete(plan, living & self.roster.clients.keys(), done, len(candidates)):
             return "complete"
         waited_s = self._deadline.tick(plan.round, len(living | done) >= plan.minimum, now_s)
-        if not plan.deadline_ms or waited_s * 1000 < plan.deadline_ms:
+        if waited_s * 1000 < plan.patience_ms:
             return ""
-        return self._at_deadline(now_s)
+        return self._at_deadline()
 
-    def _at_deadline(self, now_s: float) -> str:
+    def _at_deadline(self) -> str:
         self._intake.inspect_to_ends(self._checked_next)
         if len(self._candidates()) >= self.roster.plan.minimum:
-            return "deadline"
+            return "deadline" if self.roster.plan.deadline_ms else ""
         self._deadline.extend()
+        self._intake.take_from_everyone()
         self._alerts.raise_(
             "round",
             "warning",
             f"round {self.roster.plan.round} has {len(self._candidates())} updates at its deadline, "
             f"{self.roster.plan.minimum} are needed",
-            "the deadline was extended and the updates are kept; start more clients or lower `minimum`",
+            "the round goes on, takes updates from every client and keeps those it has; start more clients or lower `minimum`",
             self.roster.plan.round,
         )
         return ""

@@ -241,5 +241,5 @@ class FeatureSum:
         self._sketch[shift : shift + head] += signed[:head]
         whole = head + (len(signed) - head) // width * width
         if whole > head:
-            self._sketch += signed[head:whole].reshape(-1, width).sum(axis=0)
+            self._sketch += signed[head:whole].reshape(-1, width).sum(axis=0, dtype=np.float64)
         self._sketch[: len(signed) - whole] += signed[whole:]

@@ -17,6 +17,9 @@ from refold.schemas.model import ModelSchema
 from refold.schemas.updates import KINDS, TRAIN, ClientUpdate, UpdateBody
 from refold.state.delta import check_exponents, decode_update
 
+MAX_MANIFEST_BYTES = 400_000
+"""A manifest fits into what consistency says of it, beside its features, and that into one record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inspector:
@@ -43,6 +46,8 @@ class Inspector:
         """
         if not value:
             raise InvalidRecord("form", "an empty record")
+        if len(value) > MAX_MANIFEST_BYTES:
+            raise InvalidRecord("too-large", f"a manifest of {len(value):,} bytes exceeds {MAX_MANIFEST_BYTES:,}")
         return decode(value, ClientUpdate)
 
     def check_claims(self, body: UpdateBody) -> None:
@@ -66,6 +71,17 @@ class Inspector:
             raise InvalidRecord("examples", f"{body.num_examples} examples")
         if body.raw_bytes != self.layout.size_bytes:
             raise InvalidRecord("lengths", f"says {body.raw_bytes:,} raw bytes where the model has {self.layout.size_bytes:,}")
+        self._check_payload(body)
+
+    def _check_payload(self, body: UpdateBody) -> None:
+        """Refuse a payload that no honest encoder makes, before a byte of it is read."""
+        assert body.payload is not None
+        blocks = len(self.layout)
+        most_bytes = self.layout.size_bytes + self.layout.size_bytes // 32 + 1024 * (blocks + 1)
+        if len(body.payload.chunks) > max(1, blocks) or body.payload.size_bytes > most_bytes:
+            raise InvalidRecord(
+                "lengths", f"{len(body.payload.chunks)} chunks of {body.payload.size_bytes:,} bytes for {blocks} blocks"
+            )
 
     def examine(self, body: UpdateBody, chunks: Iterable[bytes]) -> Features:
         """Decode a training update block by block and return its features.

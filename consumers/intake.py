@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import blake3
 
 from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Place, Record
+from refold.bus.ranges import records_in
 from refold.bus.topics import Topics, is_chunk
 from refold.consumers.admission import authentic, final_reason, refusal
+from refold.consumers.attempts import MAX_ATTEMPTS, Attempts, Source
 from refold.consumers.consistency import checked, first_chunk_of, inspect
 from refold.consumers.coverage import Coverage
 from refold.consumers.evidence import record_at
@@ -22,12 +24,7 @@ from refold.schemas.canonical import decode
 from refold.schemas.checks import NO_OFFSET, Attempted, Checked
 from refold.schemas.commits import PartitionPosition, Position
 from refold.schemas.errors import InvalidRecord
-from refold.schemas.updates import ClientUpdate
-
-MAX_ATTEMPTS = 3
-"""Crashes over one update after which it is judged `poison` undecoded."""
-
-Source = tuple[int, int]
+from refold.schemas.updates import ClientUpdate, UpdateBody
 
 
 class Intake:
@@ -43,10 +40,11 @@ class Intake:
         self._rounds = rounds
         self._clock = clock
         self._window: ChunkWindow | None = None
-        self._attempts: dict[Source, tuple[int, int]] = {}
+        self._attempts = Attempts()
         self._open_from: dict[int, int] = {}
         self.waiting: dict[Source, Pending] = {}
         self.holes = 0
+        self._everyone_in = -1
         self.coverage = {
             partition: Coverage(PartitionPosition(partition, 0, ()))
             for partition in range(bus.topics()[topics.updates].partitions)
@@ -100,10 +98,9 @@ class Intake:
         source = (fact.partition, fact.offset)
         if coverage.is_judged(fact.offset) or source in self.waiting:
             return
-        count, first = self._attempts.get(source, (0, checked_offset))
-        self._attempts[source] = (count + 1, first)
-        if count >= MAX_ATTEMPTS:
-            self._poison(fact, coverage, first)
+        self._attempts.note(fact, checked_offset)
+        if self._attempts.crashes(source, fact.member) >= MAX_ATTEMPTS:
+            self._poison(fact, coverage, self._attempts.first_offset(source, checked_offset))
 
     def _poison(self, fact: Attempted, coverage: Coverage, checked_offset: int) -> None:
         """Give up decoding an update: every earlier attempt at it ended in a crash."""
@@ -123,8 +120,8 @@ class Intake:
         source = (fact.partition, fact.offset)
         if not coverage.note(fact.offset):
             return
-        _, first = self._attempts.pop(source, (0, checked_offset))
-        self.waiting[source] = self._judge_admission(fact, min(first, checked_offset))
+        begun = self._attempts.end(source)
+        self.waiting[source] = self._judge_admission(fact, checked_offset if begun is None else min(begun, checked_offset))
 
     def _judge_admission(self, fact: Checked, checked_offset: int) -> Pending:
         update = self._decoded(fact)
@@ -139,7 +136,7 @@ class Intake:
             self._rounds.read_to_end()
         source = (fact.partition, fact.offset)
         others = [item for item in self.waiting.values() if item.client == body.client]
-        reason = refusal(self._roster, self._rounds.lineage, others, body, digest, source) or fact.fault or final_reason(body)
+        reason = self._refusal(others, body, digest, source) or fact.fault or final_reason(body)
         detail = fact.detail if reason == fact.fault else body.note
         return Pending(
             fact.partition,
@@ -173,7 +170,7 @@ class Intake:
             if part.partition in self.coverage:
                 self.coverage[part.partition].take(part)
         self.waiting = {s: item for s, item in self.waiting.items() if not self.coverage[s[0]].is_judged(s[1])}
-        self._attempts = {s: a for s, a in self._attempts.items() if not self.coverage[s[0]].is_judged(s[1])}
+        self._attempts.drop(lambda source: self.coverage[source[0]].is_judged(source[1]))
 
     def position_after(self, judged: list[Pending], *, checked: int, commands: int) -> Position:
         """Return the position of a commit that judges these.
@@ -189,7 +186,7 @@ class Intake:
             for partition, coverage in sorted(self.coverage.items())
         )
         needed = [item.checked_offset for source, item in self.waiting.items() if source not in sources]
-        needed += [first for _, first in self._attempts.values()]
+        needed += self._attempts.needed()
         return Position(updates=parts, checked=min([checked, *needed]), commands=commands)
 
     def readmit(self) -> None:
@@ -197,7 +194,15 @@ class Intake:
         for item in self.waiting.values():
             if item.body is None or item.reason:
                 continue
-            item.reason = refusal(self._roster, self._rounds.lineage, (), item.body, item.digest, item.source)
+            item.reason = self._refusal((), item.body, item.digest, item.source)
+
+    def take_from_everyone(self) -> None:
+        """Take updates of the open round from clients that it did not select, too: those selected do not suffice."""
+        self._everyone_in = self._roster.plan.round
+
+    def _refusal(self, others: Iterable[Pending], body: UpdateBody, digest: bytes, source: Source) -> str:
+        everyone = self._everyone_in == self._roster.plan.round
+        return refusal(self._roster, self._rounds.lineage, others, body, digest, source, everyone=everyone)
 
     def deletable_below(self, partition: int) -> int:
         """Return the offset of `updates` below which nothing is needed any more."""
@@ -210,16 +215,3 @@ class Intake:
         """Let go of the window."""
         if self._window:
             self._window.close()
-
-
-def records_in(bus: Bus, place: Place, first: int, last: int) -> Iterator[Record]:
-    """Yield the records of a range of offsets, both ends included, as far as they exist."""
-    end = min(bus.end_offset(place), last + 1)
-    with bus.consumer() as consumer:
-        consumer.assign([place])
-        consumer.seek(place, first)
-        while consumer.position(place) < end:
-            for record in consumer.poll(1.0):
-                if record.offset >= end:
-                    return
-                yield record

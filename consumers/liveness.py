@@ -18,9 +18,9 @@ class Liveness:
 
     _heard: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def beat(self, heartbeat: Heartbeat, now_s: float) -> None:
-        """Take note of a heartbeat that was just read."""
-        silence = max(LEAST_SILENCE_S, BEATS_MISSED * heartbeat.interval_ms / 1000)
+    def beat(self, heartbeat: Heartbeat, interval_ms: int, now_s: float) -> None:
+        """Take note of a heartbeat that was just read. The plan says how often they come, whatever the beat claims."""
+        silence = max(LEAST_SILENCE_S, BEATS_MISSED * interval_ms / 1000)
         self._heard[heartbeat.client] = (now_s, silence)
 
     def heard(self, client: str, now_s: float) -> None:
@@ -40,12 +40,13 @@ class Deadline:
 
     round: int = -1
     waited_s: float = 0.0
+    extensions: int = 0
     _last_s: float = 0.0
 
     def tick(self, round_: int, enough: bool, now_s: float) -> float:
         """Move the time on and return how long the round has waited; time with too few living does not count."""
         if round_ != self.round:
-            self.round, self.waited_s = round_, 0.0
+            self.round, self.waited_s, self.extensions = round_, 0.0, 0
         elif enough:
             self.waited_s += max(0.0, now_s - self._last_s)
         self._last_s = now_s
@@ -54,3 +55,4 @@ class Deadline:
     def extend(self) -> None:
         """Begin the wait anew."""
         self.waited_s = 0.0
+        self.extensions += 1

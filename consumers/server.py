@@ -103,6 +103,7 @@ class Server:
         self._clock = clock or SystemClock()
         self._ensemble = ensemble
         self.member = member or f"{socket.gethostname()[:40]}-{os.getpid()}-{os.urandom(2).hex()}"
+        self._life = os.urandom(4).hex()
         self._genesis = read_genesis(bus, topics)
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -149,7 +150,7 @@ class Server:
         bus, topics, clock = self._bus, self._topics, self._clock
         match group:
             case "consistency":
-                return lambda: Consistency(bus, topics, self._inspector(), member=member, clock=clock)
+                return lambda: Consistency(bus, topics, self._inspector(), member=member, clock=clock, life=self._life)
             case "detection":
                 return lambda: Detection(bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble)
             case "aggregation":

@@ -23,8 +23,8 @@ from refold.bus.clock import Clock
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Place
 from refold.bus.payloads import Sent, send_payload
+from refold.bus.ranges import records_in
 from refold.bus.topics import Topics, event_headers
-from refold.consumers.intake import records_in
 from refold.consumers.standby import Standby
 from refold.producers.history import History
 from refold.schemas.canonical import encode

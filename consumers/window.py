@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Record
 from refold.bus.payloads import PayloadReader
+from refold.bus.topics import hint_of
 from refold.schemas.errors import IntegrityError, InvalidRecord
 from refold.schemas.payload import Payload, PlaceHint, chunk_digest, payload_root
 
 DEFAULT_BYTES = 64 << 20
 MAX_OPEN = 1 << 16
-"""Most chunks that wait for their manifests; past it the oldest are forgotten, as if their grace were over."""
+"""Most chunks that wait for their manifests and are remembered one by one; of the others the lowest offset is kept."""
 
 GRACE_S = 900.0
 """How long a chunk may wait for its manifest before the topic is cleaned over it."""
+
+
+_Name = tuple[bytes | None, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,10 @@ class ChunkWindow:
     """
 
     def __init__(self, bus: Bus, topic: str, clock: Clock, *, max_bytes: int = DEFAULT_BYTES, max_open: int = MAX_OPEN) -> None:
-        self._open: OrderedDict[bytes, _Open] = OrderedDict()
+        # By writer and digest: two that happen to write the same bytes wait for a manifest each.
+        self._open: OrderedDict[_Name, _Open] = OrderedDict()
         self._values: OrderedDict[bytes, bytes] = OrderedDict()
+        self._floor: dict[int, _Open] = {}
         self._clock = clock
         self._bytes = 0
         self._most_bytes = max_bytes
@@ -52,29 +58,36 @@ class ChunkWindow:
         """Remember a chunk."""
         value = record.value or b""
         digest = chunk_digest(value)
-        if digest in self._open:
+        name = (record.key, digest)
+        if name in self._open:
             return
-        self._open[digest] = _Open(record.partition, record.offset, self._clock.monotonic_s())
-        self._values[digest] = value
-        self._bytes += len(value)
+        self._open[name] = _Open(record.partition, record.offset, self._clock.monotonic_s())
+        if digest not in self._values:
+            self._values[digest] = value
+            self._bytes += len(value)
         while self._bytes > self._most_bytes:
             self._bytes -= len(self._values.popitem(last=False)[1])
-        while self._open and (len(self._open) > self._most_open or self._is_over(next(iter(self._open.values())))):
+        while self._open and self._is_over(next(iter(self._open.values()))):
             self._forget(next(iter(self._open)))
+        while len(self._open) > self._most_open:
+            oldest, chunk = next(iter(self._open.items()))
+            self._floor.setdefault(chunk.partition, chunk)
+            self._forget(oldest)
 
-    def forget(self, payload: Payload) -> None:
-        """Let go of the chunks of a manifest that was seen."""
+    def forget(self, payload: Payload, key: bytes | None) -> None:
+        """Let go of the chunks of a manifest that was seen, as far as they were written under its key."""
         for digest in payload.chunks:
-            self._forget(digest)
+            self._forget((key, digest))
 
     def begin_anew(self, partition: int) -> None:
         """Forget a partition, which is read from its beginning again."""
-        for digest in [digest for digest, chunk in self._open.items() if chunk.partition == partition]:
-            self._forget(digest)
+        self._floor.pop(partition, None)
+        for name in [name for name, chunk in self._open.items() if chunk.partition == partition]:
+            self._forget(name)
 
-    def _forget(self, digest: bytes) -> None:
-        self._open.pop(digest, None)
-        self._bytes -= len(self._values.pop(digest, b""))
+    def _forget(self, name: _Name) -> None:
+        if self._open.pop(name, None) is not None:
+            self._bytes -= len(self._values.pop(name[1], b""))
 
     def _is_over(self, chunk: _Open) -> bool:
         return chunk.since_s < self._clock.monotonic_s() - GRACE_S
@@ -98,18 +111,24 @@ class ChunkWindow:
                 raise self._fault(payload, hint) from error
             return
 
-    def first_offset(self, payload: Payload, hint: PlaceHint | None, manifest_offset: int) -> int:
+    def first_offset(self, payload: Payload, manifest: Record) -> int:
         """Return the lowest offset of the payload's chunks that is known here, or the manifest's own."""
-        known = [self._open[digest].offset for digest in payload.chunks if digest in self._open]
+        names = ((manifest.key, digest) for digest in payload.chunks)
+        known = [self._open[name].offset for name in names if name in self._open]
+        hint = hint_of(manifest)
         if hint is not None:
             known.append(hint.first_offset)
-        return min([*known, manifest_offset])
+        return min([*known, manifest.offset])
 
     def open_from(self, partition: int, default: int) -> int:
         """Return the lowest offset of a partition whose chunk still waits for its manifest, within the grace."""
         # A partition is read in order, so the first of its chunks is the lowest.
         waiting = (chunk.offset for chunk in self._open.values() if chunk.partition == partition and not self._is_over(chunk))
-        return min(next(waiting, default), default)
+        floor = self._floor.get(partition)
+        if floor is not None and self._is_over(floor):
+            del self._floor[partition]
+            floor = None
+        return min(next(waiting, default), floor.offset if floor else default, default)
 
     def _fault(self, payload: Payload, hint: PlaceHint | None) -> InvalidRecord:
         """Tell bytes that changed on the way from bytes that never came."""

@@ -77,6 +77,7 @@ class Client:
         self._session: tuple[int, bytes] = (0, b"")
         self._sequence = 0
         self._state: ModelState | None = None
+        self._plan_seen = (-1, 0.0)
         self._answered: dict[tuple[int, str], tuple[bytes, float]] = {}
         self._resend_at_s: dict[bytes, float] = {}
         self._refused = False
@@ -114,7 +115,7 @@ class Client:
         """Yield what this client is asked to do, until the federation ends.
 
         A task that was not answered when the next one is asked for counts as declined. A client whose update of a round was
-        refused is asked again once the round's deadline has passed and the round is still open.
+        refused, or that was not selected, is asked once more where the round is still open after its deadline.
         """
         while True:
             lineage = self._history.lineage
@@ -138,7 +139,9 @@ class Client:
 
     def _asked(self, plan: RoundPlan) -> str | None:
         """Return what the open round asks of this client and has not got: an evaluation first, then training."""
-        if not plan.selects(self.name):
+        if plan.round != self._plan_seen[0]:
+            self._plan_seen = (plan.round, self._clock.monotonic_s())
+        if not plan.selects(self.name) and not self._volunteers(plan):
             return None
         if plan.evaluate and (plan.round, EVALUATE) not in self._answered:
             return EVALUATE
@@ -149,11 +152,14 @@ class Client:
     def _may_try_again(self, plan: RoundPlan) -> bool:
         digest, at_s = self._answered[plan.round, TRAIN]
         refused = self._receipts.get(digest, "accepted") != "accepted"
-        return refused and plan.deadline_ms > 0 and self._clock.monotonic_s() - at_s > plan.deadline_ms / 1000
+        return refused and self._clock.monotonic_s() - at_s > plan.patience_ms / 1000
+
+    def _volunteers(self, plan: RoundPlan) -> bool:
+        """Whether the round is open so much longer than planned that those selected cannot have sufficed."""
+        return self._clock.monotonic_s() - self._plan_seen[1] > (plan.patience_ms + 2 * plan.heartbeat_ms) / 1000
 
     def _task(self, plan: RoundPlan, kind: str) -> Task:
-        state = self._hold(plan.round - 1 if self._history.lineage.head == 0 else self._history.lineage.head)
-        return Task(self, plan, state, evaluate=kind == EVALUATE)
+        return Task(self, plan, self._hold(self._history.lineage.head), evaluate=kind == EVALUATE)
 
     def _hold(self, round_: int) -> ModelState:
         """Bring the parameters held to a round, by whatever way is there."""

@@ -12,7 +12,7 @@ from refold.bus.topics import Topics
 from refold.producers.lineage import Lineage, LineageReader, Listener
 from refold.schemas.canonical import decode
 from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError
-from refold.schemas.events import Genesis, SnapshotTaken
+from refold.schemas.events import Genesis, RoundCommitted, SnapshotTaken
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload
 from refold.state.model_state import ModelState
@@ -64,7 +64,7 @@ class History:
         self._manifests = bus.consumer()
         self._manifests.assign([self._place])
         self.snapshots: dict[int, SnapshotTaken] = {}
-        self._broken: set[bytes] = set()
+        self._known_rounds: dict[int, RoundEntry] = {}
         self._chunks = Chunks(
             self.rounds.lineage,
             self.snapshots,
@@ -117,7 +117,7 @@ class History:
     def _agrees(self, taken: SnapshotTaken) -> bool:
         """Whether a snapshot is of this federation and round: the log knows the digests."""
         known = self.lineage.state_digest(taken.round)
-        return taken.attempt not in self._broken and (known is None or known == taken.state_digest)
+        return known is None or known == taken.state_digest
 
     def rebuild(
         self,
@@ -176,19 +176,14 @@ class History:
         return set(self.snapshots) | ({0} if self._chunks.initial is not None else set())
 
     def _entries(self) -> dict[int, RoundEntry]:
+        """Return every round as replay knows it; rounds are never reused, so only new ones are looked at."""
         opened = self.lineage.opened
         if opened is None:
             raise NotFoundError("the federation is not open yet", hint="start its server: `refold serve`")
-        entries = {0: RoundEntry(0, None, None, {}, opened.parameters_digest, opened.state_digest)}
-        for round_, event in self.lineage.rounds.items():
-            entries[round_] = RoundEntry(
-                round_,
-                event.parent,
-                event.step_exponents if event.step is not None else None,
-                dict(event.slot_exponents),
-                event.parameters_digest,
-                event.state_digest,
-            )
+        entries = self._known_rounds
+        entries.setdefault(0, RoundEntry(0, None, None, {}, opened.parameters_digest, opened.state_digest))
+        for round_ in range(len(entries), self.lineage.head + 1):
+            entries[round_] = _entry(self.lineage.rounds[round_])
         return entries
 
     def close(self) -> None:
@@ -198,3 +193,14 @@ class History:
         for reader in (self._chunks.steps, self._chunks.snapshot_chunks, self._chunks.deltas):
             if reader:
                 reader.close()
+
+
+def _entry(event: RoundCommitted) -> RoundEntry:
+    return RoundEntry(
+        event.round,
+        event.parent,
+        event.step_exponents if event.step is not None else None,
+        dict(event.slot_exponents),
+        event.parameters_digest,
+        event.state_digest,
+    )

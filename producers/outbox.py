@@ -15,8 +15,9 @@ crash before 3 leaves a ``.tmp`` file that the next start removes; after 3 the u
 from __future__ import annotations
 
 import os
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import blake3
 from refold.schemas.errors import ConfigurationError, StorageFullError
 
 MAGIC = b"refold\x00\x01"
+NAME = re.compile(r"[0-9a-f]{64}\.update")
 DEFAULT_MAX_BYTES = 4 << 30
 
 
@@ -65,7 +67,7 @@ class Outbox:
         """
         name = self._folder / f"{parcel.digest.hex()}.update"
         data = _pack(parcel)
-        waiting = sum(path.stat().st_size for path in self._folder.glob("*.update"))
+        waiting = sum(stat.st_size for path, stat in self._files() if path != name)
         if waiting + len(data) > self._max_bytes:
             raise StorageFullError(
                 f"the outbox holds {waiting:,} bytes and may hold {self._max_bytes:,}",
@@ -99,14 +101,25 @@ class Outbox:
 
     def waiting(self) -> list[Parcel]:
         """Return what waits, oldest first; a file that is not whole is renamed ``.broken`` and left out."""
-        paths = sorted(self._folder.glob("*.update"), key=lambda path: path.stat().st_mtime_ns)
         parcels = []
-        for path in paths:
+        for path, _ in sorted(self._files(), key=lambda file: file[1].st_mtime_ns):
             try:
                 parcels.append(_unpack(path.read_bytes(), path))
+            except FileNotFoundError:
+                continue  # Another process of this client was told of its receipt.
             except ConfigurationError:
                 path.replace(path.with_suffix(".broken"))
         return parcels
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the outbox's own files; whatever else lies in the folder is left alone."""
+        for path in self._folder.glob("*.update"):
+            if not NAME.fullmatch(path.name):
+                continue
+            try:
+                yield path, path.stat()
+            except FileNotFoundError:
+                continue
 
     def drop(self, digest: bytes) -> None:
         """Forget an update, its receipt being there. Idempotent."""
@@ -114,7 +127,7 @@ class Outbox:
 
     def digests(self) -> set[bytes]:
         """Return the digests of what waits."""
-        return {bytes.fromhex(path.stem) for path in self._folder.glob("*.update")}
+        return {bytes.fromhex(path.stem) for path, _ in self._files()}
 
 
 def _pack(parcel: Parcel) -> bytes:

@@ -10,8 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from refold.bus.clock import ManualClock
 from refold.bus.contract import Bus, Consumer, Delivery, Headers, Producer, partition_for
 from refold.bus.topics import chunk_headers, event_headers, hint_header
+from refold.consumers.server import GROUPS, Server
 from refold.federation import Federation
 from refold.producers.outbox import Parcel
 from refold.schemas.canonical import encode
@@ -102,6 +104,68 @@ class _FlakyProducer:
 
     def close(self) -> None:
         self._producer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class SteppedServer:
+    """A server without threads: its members take turns when told, by a clock that is set by hand.
+
+    Parameters
+    ----------
+    groups
+        Which of the groups take turns, and in which order.
+    member
+        Its members' names; one that takes another's place after a crash has another.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        *,
+        groups: Sequence[str] = GROUPS,
+        member: str = "stepped",
+        clock: ManualClock | None = None,
+    ) -> None:
+        self.clock = clock or ManualClock()
+        self._server = Server(
+            federation.bus,
+            federation.topics,
+            federation.keyring.secret(federation.genesis.secret_digest),
+            groups=groups,
+            member=member,
+            clock=self.clock,
+        )
+        self.members = {group: self._server._factory(group, f"{member}-{group}")() for group in groups}
+
+    def step(self, *groups: str) -> bool:
+        """Let these groups (all if none are named) take one turn each; return whether anything was done."""
+        done = [self.members[group].step(0.0) for group in groups or self.members]
+        return any(done)
+
+    def settle(self, *groups: str) -> None:
+        """Take turns until two in a row did nothing.
+
+        Raises
+        ------
+        TryAgainError
+            They never come to rest.
+        """
+        quiet = 0
+        for _ in range(10_000):
+            quiet = 0 if self.step(*groups) else quiet + 1
+            if quiet == 2:
+                return
+        raise TryAgainError("the groups do not come to rest")
+
+    def close(self) -> None:
+        """Leave all groups."""
+        for member in self.members.values():
+            member.close()
 
     def __enter__(self) -> Self:
         return self

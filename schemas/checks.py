@@ -35,7 +35,7 @@ class Checked:
     first_chunk
         Lowest offset of its chunks, or its own.
     open_from
-        Lowest offset in the partition of a chunk that still waits for its manifest, or the update's own.
+        Lowest offset in the partition of a chunk that still waits for its manifest, or the one after the update.
     manifest
         The `ClientUpdate` as it came; empty where it is not one. Then `record_digest` says which bytes it was.
     fault, detail
@@ -102,7 +102,7 @@ class EnrolClient:
 @record(81)
 @dataclass(frozen=True, slots=True)
 class EndFederation:
-    """End the federation after the round that is open."""
+    """End the federation now; updates of the round that is open are refused."""
 
     reason: Text
 

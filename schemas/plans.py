@@ -137,6 +137,14 @@ class RoundPlan:
     config: Settings
     seed: Annotated[bytes, Within(16, 16)]
 
+    @property
+    def patience_ms(self) -> int:
+        """How long a round goes on as planned: the deadline, or twenty heartbeats where there is none.
+
+        After that a round that is short of updates takes them from every client, and those refused may try again.
+        """
+        return self.deadline_ms or 20 * self.heartbeat_ms
+
     def draw(self, client: str) -> int:
         """Return this client's lot for this round, uniform below 2^63, the same on every machine."""
         key = self.seed + self.round.to_bytes(8, "little")

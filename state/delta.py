@@ -180,7 +180,8 @@ def check_range(tensor: TensorSchema, integers: Integers, k: int) -> None:
     if tensor.is_float:
         sound = max(-low, high) < 1 << (RANGE_BITS - k)
     elif tensor.rule == "sum":
-        sound = low > -(1 << 53) and high < 1 << 53
+        least, most = limits(tensor)
+        sound = least - most <= low and high <= most - least and -(1 << 53) < low <= high < 1 << 53
     else:
         least, most = limits(tensor)
         sound = least <= low and high <= most

@@ -101,9 +101,14 @@ def find_path(wanted: int, rounds: Mapping[int, RoundEntry], known: Iterable[int
     """
     if wanted not in rounds:
         raise NotFoundError("no such round", round=wanted, hint=f"the newest is {max(rounds, default=None)}")
+    known = list(dict.fromkeys(known))
+    if wanted in known:
+        return Path(wanted, (), ())
+    if known and rounds[wanted].parent == known[0]:
+        return Path(known[0], (), (wanted,))  # The next round, which clients ask for all the time: no walk over the whole log.
     ancestors = {round_: distance for distance, round_ in enumerate(_line(wanted, rounds))}
     best: Path | None = None
-    for start in dict.fromkeys(known):
+    for start in known:
         best = _path_from(start, wanted, rounds, ancestors, best.steps if best else None) or best
     if best is None:
         raise NotFoundError("no snapshot leads to this round", round=wanted)

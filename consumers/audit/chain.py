@@ -168,6 +168,11 @@ class ChainScan:
                 what = f"the record behind event {self._chain.next_index - 1} is no commit"
                 self._broken(what, self._chain.next_index, loose.offset, "if it was one, restore it from a copy")
             return
+        if loose.commit is not None and loose.commit.previous in self._known:
+            first = loose.commit.first_index
+            what = f"the commit with event {first} lies before the one that it builds on: their order was changed"
+            self._broken(what, first, loose.offset, "restore the log from a copy")
+            return
         what = "a record is no part of the log" if loose.commit is None else "a commit builds on nothing in the log"
         hint = "no reader takes it; who wrote it?"
         self.findings.append(Finding(CHAIN, what, hint, self._topic, 0, loose.offset, severity=NOTICE))

@@ -145,4 +145,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as what `json.dumps` takes."""
-        return {"sound": self.is_sound, "received": self.received, **dataclasses.asdict(self)}
+        counts = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        counts["logs"] = {name: dataclasses.asdict(log) for name, log in self.logs.items()}
+        counts |= {name: dict(counts[name]) for name in ("rejected", "unattributed")}
+        return {"sound": self.is_sound, "received": self.received, **counts}

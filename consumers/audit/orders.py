@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from refold.bus.contract import Bus, Place
+from refold.bus.ranges import records_in
 from refold.bus.topics import Topics
 from refold.consumers.audit.findings import STANDING, Finding
 from refold.consumers.commands import signed_part
-from refold.consumers.intake import records_in
 from refold.schemas.canonical import decode
 from refold.schemas.checks import Command, EndFederation, EnrolClient
 from refold.schemas.errors import InvalidRecord

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import blake3
 
 from refold.bus.contract import Bus, Place, Record
+from refold.bus.ranges import records_in
 from refold.bus.topics import Topics, is_chunk
 from refold.consumers.audit.findings import ONE_VERDICT, Finding, Progress, Summary
 from refold.consumers.audit.verdicts import Row, VerdictAudit
-from refold.consumers.intake import records_in
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.updates import ClientUpdate

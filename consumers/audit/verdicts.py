@@ -106,13 +106,11 @@ class VerdictAudit:
             self.covered[partition] = after
 
     def _grown(self, entry: Entry, partition: int, before: PartitionPosition, after: PartitionPosition) -> Iterator[Finding]:
-        lost = sorted(offset for run in before.judged_above for offset in set(run) if not after.is_judged(offset))
+        lost = [gap for run in before.judged_above for gap in _not_judged(run, after)]
         if after.next_offset < before.next_offset or lost:
-            what = (
-                f"the position of partition {partition} of updates goes back from {before.next_offset} to {after.next_offset}"
-            )
+            what = f"the position of updates/{partition} goes back from {before.next_offset} to {after.next_offset}"
             if lost:
-                what += f" and forgets {lost[:5]}"
+                what += f" and forgets {', '.join(f'{first} to {last}' for first, last in lost[:5])}"
             yield self._at(ONE_VERDICT, what, entry, entry.commit.first_index, "what was judged may be judged again")
 
     def _judged(self, entry: Entry, rows: list[Row], before: PartitionPosition, after: PartitionPosition) -> Iterator[Finding]:
@@ -198,3 +196,14 @@ class VerdictAudit:
         round_: int | None = None,
     ) -> Finding:
         return Finding(check, what, hint, self._topic, 0, entry.offset, index, client, round_)
+
+
+def _not_judged(run: tuple[int, int], position: PartitionPosition) -> Iterator[tuple[int, int]]:
+    """Yield what of a run of offsets a position does not cover."""
+    first, last = max(run[0], position.next_offset), run[1]
+    for judged_first, judged_last in position.judged_above:
+        if first < judged_first and first <= last:
+            yield first, min(last, judged_first - 1)
+        first = max(first, judged_last + 1)
+    if first <= last:
+        yield first, last

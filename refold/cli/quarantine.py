@@ -10,10 +10,10 @@ import click
 
 from refold.bus.contract import Place, Record
 from refold.bus.payloads import PayloadReader
+from refold.bus.ranges import records_in
 from refold.bus.topics import is_chunk
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json, size_text, table, time_text
-from refold.consumers.intake import records_in
 from refold.federation import Federation
 from refold.jsonable import to_json
 from refold.schemas.canonical import decode
@@ -35,13 +35,14 @@ def quarantine() -> None:
 @click.option("--client", help="Only this client's.")
 @click.option("--reason", help="Only with this reason.")
 def list_(common: Common, client: str | None, reason: str | None) -> None:
-    """List what is in quarantine, by where it lay in `updates`."""
+    """List what is in quarantine, oldest first, each by where it lay in `updates`."""
     with common.federation() as federation:
         found = [
             (record, said)
             for record, said in _kept(federation)
             if client in (None, said.client) and (reason is None or reason in said.reasons)
         ]
+    found.sort(key=lambda pair: (pair[0].timestamp_ms, pair[1].partition, pair[1].offset))
     if common.json:
         for record, said in found:
             say_json(_object(record, said))

@@ -26,6 +26,8 @@ from refold.schemas.layout import Layout
 from refold.schemas.updates import TRAIN
 
 SCALE = {SCALED: 100.0, SIGN_FLIP: -5.0}
+LARGEST = np.float32(50.0)
+"""Most that one parameter is changed: nearly what the lattice takes. Only a model that is ruined already asks for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +80,21 @@ class Worker:
         """Train, and submit what comes of it, or what the schedule makes of it."""
         base = task.numpy()
         trained = self._train(base, task)
-        kind = self._schedule.fault(self._name, task.round)
-        if self._schedule.fault(self._name, task.round + 1) == STALE:
+        kind = self._fault(task.round)
+        if kind == STALE:
             self._wait_for_round(task.round)
-            self._injector.arm(STALE, task.round + 1)
-        elif kind != STALE:
-            self._injector.arm(kind, task.round)
         if kind == NAN:
             self._submit_nan(client, task)
         else:
-            factor = np.float32(SCALE.get(kind, 1.0))
-            told = {name: base[name] + factor * (trained[name] - base[name]) for name in base} if factor != 1 else trained
+            told = _scaled(base, trained, SCALE[kind]) if kind in SCALE else trained
             task.submit(told, num_examples=len(self._examples))
+
+    def _fault(self, round_: int) -> str:
+        """Return what to do wrong with the update of a round; what is to be stale in the next one begins in this."""
+        if self._schedule.fault(self._name, round_ + 1) == STALE:
+            return self._injector.arm(STALE, round_ + 1)
+        kind = self._schedule.fault(self._name, round_)
+        return self._injector.arm("" if kind == STALE else kind, round_)
 
     def _train(self, base: Weights, task: Task) -> Weights:
         config = task.config
@@ -114,6 +119,12 @@ class Worker:
         body = client.body(task, TRAIN, len(self._examples), {}, chunks, (0,) * len(schema.tensors), "")
         client.submit(task, replace(body, codec="float32"), chunks)
         task.answered = True
+
+
+def _scaled(base: Weights, trained: Weights, factor: float) -> Weights:
+    """Return the trained weights as if every change were this many times as large, as far as an update may ask for it."""
+    changes = {name: np.clip(np.float32(factor) * (trained[name] - base[name]), -LARGEST, LARGEST) for name in base}
+    return {name: base[name] + change for name, change in changes.items()}
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ Event = dict[str, Any]
 FINDERS = {
     INTEGRITY: "consistency check",
     CONTENT: "consistency check",
-    PROTOCOL: "detection, by the log",
-    ANOMALY: "detection, by statistics",
+    PROTOCOL: "order in the log",
+    ANOMALY: "statistics",
 }
 REJOINED, ACCEPTED, UNSEEN = "came back", "accepted", "not in the log"
 

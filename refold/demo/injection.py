@@ -29,9 +29,13 @@ class Injector:
         self._done = {(fault.kind, fault.round) for fault in file.read() if fault.client == client}
         self._armed: tuple[str, int] | None = None
 
-    def arm(self, kind: str, round_: int) -> None:
-        """Let the next update carry this fault, unless it happened before this process was started again."""
+    def arm(self, kind: str, round_: int) -> str:
+        """Let the next update carry this fault, and return it; "" if there is none, or it happened already.
+
+        So who is asked again after a fault, in this process or the next, answers well.
+        """
         self._armed = (kind, round_) if kind and (kind, round_) not in self._done else None
+        return kind if self._armed else ""
 
     def pass_on(self, producer: Producer, value: bytes, **where: Any) -> Delivery:
         """Send a manifest, spoiled as armed."""
@@ -39,6 +43,7 @@ class Injector:
         if armed is None:
             return producer.send(self.updates, value, **where)
         kind, round_ = armed
+        self._done.add(armed)
         sent = _flip(value) if kind == FLIPPED else value
         record = blake3.blake3(sent).hexdigest() if sent != value else ""
         self._file.add(Fault(kind, self.client, round_, decode(value, ClientUpdate).digest.hex(), record))

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
-from refold.demo.faults import KINDS, SERVER_KILLED, SIGN_FLIP
+from refold.demo.faults import EVERY_ROUNDS, KINDS, SERVER_KILLED, SIGN_FLIP
 from refold.demo.findings import Finding
 from refold.demo.run import Outcome
 
@@ -37,9 +37,9 @@ def draw_accuracy(path: Path, outcomes: dict[str, Outcome], found: list[Finding]
     else:
         above = below = figure.subplots()
     _curves(above, outcomes)
-    below.set_xlabel("round", color=INK)
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     last = len(outcomes["all"].accuracy) - 1
+    below.set_xlabel("round", color=INK)
+    below.xaxis.set_major_locator(MultipleLocator(EVERY_ROUNDS) if last >= EVERY_ROUNDS else MaxNLocator(integer=True))
     below.set_xlim(-0.4, last + 0.6)
     figure.savefig(path)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -15,12 +18,15 @@ from refold.demo.findings import Finding
 from refold.demo.run import KINDS
 from refold.demo.show import Request, Show
 
+PLAIN_WIDTH = 120
+"""Columns where stderr is no terminal and cannot say how many it has."""
+
 
 class Screen:
     """A line for each run. Use as a context manager; `told` may be called from any thread."""
 
     def __init__(self, rounds: int) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
         columns = (TextColumn("{task.description:<28}"), BarColumn(32), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
         self._progress = Progress(*columns, TimeElapsedColumn(), console=self.console)
         self._tasks: dict[str, TaskID] = {
@@ -76,13 +82,13 @@ def _table(found: list[Finding]) -> Table:
 
 
 def _rows(found: list[Finding]) -> Iterable[tuple[str, Finding]]:
-    """Yield the faults, those of the client that flips its sign in every round as one row for each way they ended."""
-    flips: dict[tuple[str, str, str], list[Finding]] = {}
-    for one in found:
-        if one.kind == SIGN_FLIP:
-            flips.setdefault((one.client, one.found_by, one.reason), []).append(one)
-    for same in flips.values():
-        yield f"{len(same)} rounds" if len(same) > 1 else str(same[0].round), same[0]
+    """Yield the faults, those of the client that flips its sign in every round as one row, or two."""
+    for caught in (True, False):
+        flips = [one for one in found if one.kind == SIGN_FLIP and one.caught == caught]
+        if flips:
+            reasons = Counter(reason for one in flips for reason in one.reason.split(", "))
+            said = ", ".join(f"{reason} {count}×" for reason, count in reasons.most_common())
+            yield f"{len(flips)} rounds", replace(flips[0], reason=said)
     for one in found:
         if one.kind != SIGN_FLIP:
             yield str(one.round), one

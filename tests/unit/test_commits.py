@@ -93,7 +93,7 @@ def test_what_is_appended_is_read_back_as_taken(bus: MemoryBus) -> None:
     assert second.taken
     entries = check_log(bus)
     assert rounds(entries) == [1, 2, 3]
-    assert [list(entry.indexed())[0][0] for entry in entries] == [0, 2]
+    assert [next(entry.indexed())[0] for entry in entries] == [0, 2]
     assert entries[-1].commit.position.checked == 6
     assert read_all(bus, LOG) == entries
 

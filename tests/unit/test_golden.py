@@ -1,6 +1,6 @@
 """Golden bytes: what was written once is read for ever, and today's writer writes the same.
 
-``tests/unit/golden/<Type>.v<version>.hex`` holds one specimen of each record type and version. After adding a type or a version::
+``tests/unit/golden/<Type>.v<version>.hex`` holds one specimen of each record type and version. After adding a type or version::
 
     python tests/unit/test_golden.py
 

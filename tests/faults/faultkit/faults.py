@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 from faultkit.buses import AFTER, BEFORE
 from refold.schemas.errors import BusError
 
-KILL, FREEZE, LOSE = "kill", "freeze", "lose"
+KILL, LOSE = "kill", "lose"
+ON_DEMAND = "accepted/Commit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Faulty:
     Parameters
     ----------
     faults
-        In order: each waits until the one before it happened (only a freeze or a lost acknowledgement is survived).
+        In order: each waits until the one before it happened (only a lost acknowledgement is survived).
     diary
         A line goes to this file before a fault happens.
     """
@@ -46,6 +48,8 @@ class Faulty:
 
     def __call__(self, point: str, side: str) -> None:
         """Pass one side of a point."""
+        if (point, side) == (ON_DEMAND, BEFORE):
+            self._freeze_if_asked()
         if self._next == len(self.faults):
             return
         fault = self.faults[self._next]
@@ -59,7 +63,26 @@ class Faulty:
         note(self.diary, str(fault))
         if fault.action == LOSE:
             raise BusError("the acknowledgement was lost", hint="a test lost it")
-        os.kill(os.getpid(), signal.SIGKILL if fault.action == KILL else signal.SIGSTOP)
+        _strike(signal.SIGKILL if fault.action == KILL else signal.SIGSTOP)
+
+    def _freeze_if_asked(self) -> None:
+        """Stop if someone is asked to, and nobody else was first."""
+        try:
+            freeze_request(self.diary.parent).unlink()
+        except FileNotFoundError:
+            return
+        note(self.diary, f"frozen {os.getpid()}")
+        _strike(signal.SIGSTOP)
+
+
+def _strike(number: int) -> None:
+    # To this thread: one sent to the process may find another thread first, and this one runs on for a moment.
+    signal.pthread_kill(threading.get_ident(), number)
+
+
+def freeze_request(folder: Path) -> Path:
+    """Return the file that asks for a freeze: whoever passes `ON_DEMAND` next takes it away and stops."""
+    return folder / "freeze"
 
 
 def note(path: Path, line: str) -> None:

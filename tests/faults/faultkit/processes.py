@@ -142,6 +142,7 @@ def _told_to_stop() -> threading.Event:
 def _as_a_program(place: Place, who: str, log: str) -> Iterator[None]:
     """Log to a file, take the patches, and end with an error's exit code."""
     logging.basicConfig(filename=log, level=logging.WARNING, format=f"%(asctime)s {who} %(process)d %(message)s", force=True)
+    import faulthandler; faulthandler.register(signal.SIGUSR1, file=open(f"{place.folder}/stack-{os.getpid()}.txt","w"), all_threads=True)
     for module, name, value in place.patches:
         setattr(import_module(module), name, value)
     try:

@@ -1,0 +1,531 @@
+"""The command line as its users meet it: what it prints, where, and with which exit code."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import refold
+from refold.bus import open_bus
+from refold.bus.ledger import read_all
+from refold.cli import run
+from refold.cli.verbs import VERBS
+from refold.federation import Federation
+from refold.schemas.events import UpdateAccepted, UpdateRejected
+from refold.schemas.keys import SigningKey, load_public
+
+
+class Said(NamedTuple):
+    """What a command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def object(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def objects(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Shell:
+    """Runs command lines in a folder of their own."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *words: str) -> Said:
+        self._capsys.readouterr()
+        code = run(words)
+        captured = self._capsys.readouterr()
+        return Said(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def refold_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
+    for name in [name for name in os.environ if name.startswith("REFOLD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys)
+
+
+@pytest.fixture
+def in_folder(folder: Path, refold_: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """Return a shell in the trained federation's folder, whose refold.toml names the bus."""
+    (folder / "refold.toml").write_text('bus = "sqlite:fed.db"\n')
+    monkeypatch.chdir(folder)
+    return refold_
+
+
+# Help, and what is wrong before anything is done.
+
+
+def test_help_lists_every_verb_on_stdout(refold_: Shell) -> None:
+    said = refold_("--help")
+    assert said.code == 0
+    assert all(f"\n  {verb} " in said.out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("demo", "quarantine")])
+def test_every_verb_takes_bus_keys_and_json(refold_: Shell, verb: str) -> None:
+    said = refold_(verb, "--help")
+    assert said.code == 0
+    assert all(option in said.out for option in ("--bus", "--keys", "--json"))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from refold.cli import run; run(['--help']);"
+        "print([m for m in ('numpy', 'sklearn', 'matplotlib', 'torch', 'rich.progress') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_no_verb_prints_help_and_is_a_usage_error(refold_: Shell) -> None:
+    said = refold_()
+    assert said.code == 2
+    assert "Verbs:" in said.err
+    assert not said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["frob"], 2, "no such command 'frob'"),
+        (["log", "--bogus"], 2, "no such option"),
+        (["--bus", "sqlite:x", "log"], 2, "options come after the verb"),
+        (["log"], 78, "no bus is named"),
+        (["log", "--bus", "nonsense"], 78, "no bus URL"),
+        (["log", "--bus", "sqlite:absent.db"], 4, "No such bus file"),
+        (["verify", "--bus", "sqlite:absent.db"], 4, "absent.db"),
+        (["rebuild", "--bus", "sqlite:absent.db", "-o", "x.txt"], 2, ".safetensors or .npz"),
+        (["enroll", "c9", "--bus", "sqlite:absent.db"], 2, "--key or --new-key"),
+        (["init", "--bus", "sqlite:x.db"], 2, "--from"),
+        (["init", "--bus", "sqlite:x.db", "--from", "absent.npz"], 4, "no such file"),
+        (["client", "c", "--key", "k", "--train", "nothing", "--bus", "sqlite:x"], 2, "MODULE:FUNCTION"),
+        (["client", "c", "--key", "k", "--train", "no_such_module:f", "--bus", "sqlite:x"], 2, "no module"),
+        (["tail", "nowhere"], 2, "nowhere"),
+    ],
+)
+def test_errors_say_what_is_wrong_in_one_line(refold_: Shell, words: list[str], code: int, told: str) -> None:
+    said = refold_(*words)
+    assert said.code == code
+    assert told in said.err
+    assert said.err.startswith("refold: ")
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+def test_a_file_that_is_no_bus_is_a_configuration_error(refold_: Shell, tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database, and long enough to be looked at" * 100)
+    said = refold_("log", "--bus", "sqlite:text.db")
+    assert said.code == 78
+    assert "Traceback" not in said.err
+
+
+def test_a_bus_without_a_federation_is_not_found(refold_: Shell) -> None:
+    open_bus("sqlite:empty.db").close()
+    assert refold_("verify", "--bus", "sqlite:empty.db").code == 4
+
+
+def test_errors_are_json_where_json_was_asked_for(refold_: Shell) -> None:
+    said = refold_("log", "--bus", "sqlite:absent.db", "--json")
+    assert said.code == 4
+    error = json.loads(said.err)["error"]
+    assert error["type"] == "NotFoundError"
+    assert error["exit_code"] == 4
+    assert error["where"]["path"].endswith("absent.db")
+    assert error["hint"]
+
+
+# Settings.
+
+
+def test_refold_toml_is_found_in_folders_above(in_folder: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = folder / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert in_folder("log").code == 0
+
+
+@pytest.mark.parametrize("text", ['buss = "sqlite:fed.db"', "[logg]\nfollow = true", "[log]\nfolow = true"])
+def test_an_unknown_key_in_refold_toml_is_an_error(in_folder: Shell, folder: Path, text: str) -> None:
+    (folder / "refold.toml").write_text(text + "\n")
+    said = in_folder("log", "--bus", "sqlite:fed.db")
+    assert said.code == 78
+    assert "unknown key" in said.err
+    assert "refold.toml" in said.err
+
+
+def test_broken_toml_is_an_error_with_its_line(in_folder: Shell, folder: Path) -> None:
+    (folder / "refold.toml").write_text("bus = \n")
+    said = in_folder("log")
+    assert said.code == 78
+    assert "line 1" in said.err
+
+
+def test_flags_come_before_the_environment_and_that_before_the_file(
+    in_folder: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "refold.toml").write_text('bus = "sqlite:from-file.db"\n')
+    assert "from-file.db" in in_folder("log").err
+    monkeypatch.setenv("REFOLD_BUS", "sqlite:from-environment.db")
+    assert "from-environment.db" in in_folder("log").err
+    assert "from-flag.db" in in_folder("log", "--bus", "sqlite:from-flag.db").err
+
+
+def test_a_verbs_own_options_can_stand_in_the_file(in_folder: Shell, folder: Path) -> None:
+    (folder / "refold.toml").write_text('bus = "sqlite:fed.db"\njson = true\n[log]\ntopic = "rounds"\n')
+    assert {line["log"] for line in in_folder("log").objects} == {"rounds"}
+    (folder / "refold.toml").write_text('bus = "sqlite:fed.db"\n[quarantine]\njson = true\n')
+    assert in_folder("quarantine", "list").code == 0
+
+
+# init, enroll, serve.
+
+
+def _parameters(path: Path) -> None:
+    np.savez(path, w=np.zeros((3, 2), np.float32), n=np.array(0))
+
+
+def test_init_makes_a_federation_and_refuses_to_make_it_again(refold_: Shell, tmp_path: Path) -> None:
+    _parameters(tmp_path / "w.npz")
+    words = ("init", "--bus", "sqlite:new.db", "--from", "w.npz")
+    said = refold_(
+        *words, "--optimizer", "fedadam", "--lr", "0.5", "--set", "beta1=0.8", "--config", "epochs=2", "--rounds", "7", "--json"
+    )
+    assert said.code == 0, said.err
+    assert (said.object["federation"], said.object["parameters"]) == ("new", 7)
+    with refold.connect("sqlite:new.db") as federation:
+        genesis = federation.genesis
+    assert dict(genesis.optimizer_settings)["beta1"] == 0.8
+    assert dict(genesis.first_plan.config) == {"epochs": 2}
+    assert genesis.policy.rounds == 7
+    again = refold_(*words)
+    assert again.code == 5
+    assert "there is a federation" in again.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--share", "2"], 2),
+        (["--set", "beta1"], 2),
+        (["--set", "nonsense=1"], 2),
+        (["--lr", "-1"], 2),
+        (["--snapshot-keep", "0"], 2),
+        (["--rule", "w=max"], 2),
+    ],
+)
+def test_init_refuses_what_cannot_be(refold_: Shell, tmp_path: Path, words: list[str], code: int) -> None:
+    _parameters(tmp_path / "w.npz")
+    said = refold_("init", "--bus", "sqlite:new.db", "--from", "w.npz", *words)
+    assert said.code == code
+    assert said.err.startswith("refold: ")
+
+
+def test_init_refuses_a_file_that_is_not_what_its_name_says(refold_: Shell, tmp_path: Path) -> None:
+    for name in ("w.npz", "w.safetensors"):
+        (tmp_path / name).write_bytes(b"neither")
+        assert refold_("init", "--bus", "sqlite:new.db", "--from", name).code == 78
+    np.save(tmp_path / "w.npy", np.zeros(3))
+    assert refold_("init", "--bus", "sqlite:new.db", "--from", "w.npy").code == 2
+
+
+def test_init_unpickles_nothing(refold_: Shell, tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", w=np.array([{"a": 1}], dtype=object))
+    said = refold_("init", "--bus", "sqlite:new.db", "--from", "w.npz")
+    assert said.code == 78
+    assert "allow_pickle" in said.err or "pickle" in said.err
+
+
+def test_enroll_says_that_no_server_runs(in_folder: Shell, folder: Path) -> None:
+    said = in_folder("enroll", "c9", "--new-key", "c9.pem", "--timeout", "0")
+    assert said.code == 75
+    assert "refold serve" in said.err
+    assert (folder / "c9.pem").stat().st_mode & 0o777 == 0o600
+    assert SigningKey.load(folder / "c9.pem")
+
+
+def test_enroll_never_overwrites_a_key(in_folder: Shell, folder: Path) -> None:
+    before = (folder / "c0.pem").read_bytes()
+    assert in_folder("enroll", "c0", "--new-key", "c0.pem", "--no-wait").code == 2
+    assert (folder / "c0.pem").read_bytes() == before
+
+
+def test_enroll_takes_hexadecimal_digits_and_files(in_folder: Shell, folder: Path) -> None:
+    public = load_public(folder / "c0.pem")
+    for key in (public.hex(), "c0.pem"):
+        said = in_folder("enroll", "c9", "--key", key, "--no-wait", "--json")
+        assert said.code == 0
+        assert said.object["public_key"] == public.hex()
+    assert in_folder("enroll", "c9", "--key", "absent.pem", "--no-wait").code == 4
+
+
+def test_enroll_needs_the_operators_key(in_folder: Shell) -> None:
+    said = in_folder("enroll", "c9", "--new-key", "c9.pem", "--no-wait", "--keys", "elsewhere")
+    assert said.code == 4
+    assert "operator" in said.err
+    assert not Path("c9.pem").exists()
+
+
+def test_serve_takes_enrolments_and_stops_on_sigterm(in_folder: Shell, folder: Path) -> None:
+    server = subprocess.Popen([sys.executable, "-m", "refold", "serve"], cwd=folder, stderr=subprocess.PIPE, text=True)
+    try:
+        said = in_folder("enroll", "late", "--new-key", "late.pem", "--timeout", "30")
+        assert said.code == 0, said.err
+        assert "enrolled by event" in said.out
+    finally:
+        server.send_signal(signal.SIGTERM)
+        _, told = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert told.startswith("serving fed")
+    assert told.endswith("stopped\n")
+
+
+def test_serve_refuses_another_federations_keys(in_folder: Shell, tmp_path: Path) -> None:
+    _parameters(tmp_path / "w.npz")
+    assert in_folder("init", "--bus", f"sqlite:{tmp_path}/other.db", "--from", str(tmp_path / "w.npz")).code == 0
+    said = in_folder("serve", "--keys", str(tmp_path / "other.keys"))
+    assert said.code == 78
+    assert "secret" in said.err
+
+
+def test_serve_status_names_every_group(in_folder: Shell) -> None:
+    said = in_folder("serve", "--status", "--json")
+    assert [(line["group"], line["to_do"]) for line in said.objects] == [
+        ("consistency", 0),
+        ("detection", 0),
+        ("aggregation", 0),
+        ("snapshots", 0),
+    ]
+
+
+# log, show, rebuild.
+
+
+def test_log_prints_every_event_once(in_folder: Shell, federation: Federation) -> None:
+    events = sum(entry.commit.count for entry in read_all(federation.bus, federation.topics.accepted))
+    assert len(in_folder("log").out.splitlines()) == events
+    lines = in_folder("log", "--json").objects
+    assert [line["index"] for line in lines] == list(range(events))
+    accepted = next(line for line in lines if line["type"] == "UpdateAccepted")
+    assert len(accepted["origin"]["digest"]) == 64
+    assert accepted["scores"]
+    assert lines[0]["log"] == "accepted"
+
+
+def test_log_filters_by_round_client_and_type(in_folder: Shell) -> None:
+    said = in_folder("log", "--round", "2", "--client", "c0", "--type", "UpdateAccepted", "--json")
+    assert [(line["origin"]["client"], line["origin"]["base_round"]) for line in said.objects] == [("c0", 1)]
+    assert {line["type"] for line in in_folder("log", "--topic", "rounds", "--client", "c0", "--json").objects} == {
+        "Receipts",
+        "RoundCommitted",
+    }
+
+
+def test_log_guesses_what_a_mistyped_type_meant(in_folder: Shell) -> None:
+    said = in_folder("log", "--type", "UpdatAccepted")
+    assert said.code == 2
+    assert "did you mean UpdateAccepted?" in said.err
+
+
+@pytest.mark.parametrize("ref", ["3", "r3", "HEAD", "@", "HEAD~0", "round:3"])
+def test_show_explains_a_round_by_any_of_its_names(in_folder: Shell, ref: str) -> None:
+    said = in_folder("show", ref)
+    assert said.code == 0
+    assert said.out.startswith("round       3\nparent      2\noutcome     applied\n")
+    assert all(client in said.out for client in ("c0", "c1", "c2"))
+
+
+def test_show_explains_the_initial_round_and_a_round_with_a_refusal(in_folder: Shell) -> None:
+    assert "initial model" in in_folder("show", "HEAD~3").out
+    said = in_folder("show", "2")
+    assert "declined" in said.out
+
+
+def test_show_explains_an_update_by_its_digest(in_folder: Shell, federation: Federation) -> None:
+    event = next(
+        e
+        for entry in read_all(federation.bus, federation.topics.accepted)
+        for e in entry.events
+        if isinstance(e, UpdateAccepted)
+    )
+    digits = event.origin.digest.hex()
+    said = in_folder("show", f"digest:{digits[:16]}")
+    assert said.code == 0
+    assert digits in said.out
+    assert all(score.detector in said.out for score in event.scores)
+    assert "in round 1: weight" in said.out
+    assert in_folder("show", digits, "--json").object["verdicts"][0]["origin"]["client"] == event.origin.client
+
+
+def test_show_explains_a_state_by_its_digest_and_a_client_by_its_name(in_folder: Shell, federation: Federation) -> None:
+    state = federation.rebuild(2).digest.hex()
+    assert in_folder("show", f"digest:{state[:16]}").out.startswith("round       2\n")
+    said = in_folder("show", "c2")
+    assert "accepted  2" in said.out
+    assert "1 declined" in said.out
+
+
+@pytest.mark.parametrize(
+    ("ref", "code", "told"),
+    [
+        ("99", 4, "the newest is 3"),
+        ("HEAD~9", 4, "before round 0"),
+        ("nobody", 4, "is no round, client or digest"),
+        ("client:nobody", 4, "no such client"),
+        ("digest:" + "0" * 20, 4, "is called"),
+        ("digest:xyz", 2, "names nothing"),
+        ("tag:v1", 2, "names nothing"),
+    ],
+)
+def test_refs_that_name_nothing_say_so(in_folder: Shell, ref: str, code: int, told: str) -> None:
+    said = in_folder("show", ref)
+    assert said.code == code
+    assert told in said.err
+
+
+def test_rebuild_writes_what_the_library_rebuilds(in_folder: Shell, federation: Federation, folder: Path) -> None:
+    state = federation.rebuild(2)
+    for name in ("two.safetensors", "two.npz"):
+        said = in_folder("rebuild", "HEAD~1", "-o", name, "--json")
+        assert said.code == 0
+        assert said.object == {
+            "round": 2,
+            "state": state.digest.hex(),
+            "parameters": state.parameters_digest.hex(),
+            "verified": True,
+        }
+    with np.load(folder / "two.npz", allow_pickle=False) as archive:
+        written = dict(archive)
+    for found in (load_file(folder / "two.safetensors"), written):
+        assert all(found[name].tobytes() == array.tobytes() for name, array in state.numpy().items())
+
+
+def test_rebuild_gives_the_same_from_every_snapshot_and_thread_count(in_folder: Shell, federation: Federation) -> None:
+    found = {
+        in_folder("rebuild", "1", *start, "--threads", threads, "--json").object["state"]
+        for start in ((), ("--from-round", "0"), ("--from-round", "2"))
+        for threads in ("1", "3")
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["99"], 4, "no such round"),
+        (["1", "--from-round", "3"], 4, "there are rounds 0, 2"),
+        (["1", "-o", "no/such/folder/x.npz"], 2, "folder is not there"),
+        (["c0"], 4, "c0"),
+    ],
+)
+def test_rebuild_says_what_it_cannot(in_folder: Shell, words: list[str], code: int, told: str) -> None:
+    said = in_folder("rebuild", *words)
+    assert said.code == code
+    assert told in said.err
+
+
+# verify, snapshots, quarantine, tail.
+
+
+def test_verify_of_a_sound_federation(in_folder: Shell) -> None:
+    said = in_folder("verify")
+    assert said.code == 0
+    assert said.out.endswith("sound\n")
+    assert not said.err  # no bar where nobody looks
+    assert "declined" in said.out
+    assert in_folder("verify", "--json").object["sound"] is True
+    assert "logs alone" in in_folder("verify", "--quick").out
+
+
+def _tamper(folder: Path, topic: str) -> None:
+    """Flip one bit in the last record of a topic."""
+    with sqlite3.connect(folder / "fed.db") as connection:
+        query = """SELECT records.id, value FROM records JOIN partitions ON records.id >> 40 = place_id
+                   JOIN topics USING (topic_id) WHERE topics.name = ? AND value IS NOT NULL ORDER BY records.id DESC LIMIT 1"""
+        record, value = connection.execute(query, (f"fed.{topic}",)).fetchone()
+        middle = len(value) // 2
+        spoiled = value[:middle] + bytes([value[middle] ^ 1]) + value[middle + 1 :]
+        connection.execute("UPDATE records SET value = ? WHERE id = ?", (spoiled, record))
+    connection.close()
+
+
+@pytest.mark.parametrize("topic", ["accepted", "deltas", "steps", "snapshot-chunks"])
+def test_verify_of_a_tampered_file_names_the_place(in_folder: Shell, folder: Path, topic: str) -> None:
+    _tamper(folder, topic)
+    said = in_folder("verify")
+    assert said.code == 3
+    assert "BROKEN" in said.out
+    expected = {"snapshot-chunks": "snapshots"}.get(topic, topic)
+    assert f"topic fed.{expected}" in said.out
+    findings = in_folder("verify", "--json").object["findings"]
+    assert any(finding["topic"] == f"fed.{expected}" for finding in findings)
+
+
+def test_rebuild_from_a_tampered_step_is_an_integrity_failure(in_folder: Shell, folder: Path) -> None:
+    with sqlite3.connect(folder / "fed.db") as connection:
+        query = """SELECT records.id FROM records JOIN partitions ON records.id >> 40 = place_id
+                   JOIN topics USING (topic_id) WHERE topics.name = 'fed.steps'"""
+        for (record,) in connection.execute(query).fetchall():
+            connection.execute("UPDATE records SET value = zeroblob(length(value)) WHERE id = ?", (record,))
+    connection.close()
+    said = in_folder("rebuild", "1")
+    assert said.code == 3
+    assert said.err.startswith("refold: ")
+
+
+def test_snapshots_lists_what_is_kept(in_folder: Shell, federation: Federation) -> None:
+    assert [line["round"] for line in in_folder("snapshots", "--json").objects] == [0, 2]
+    assert federation.rebuild(2).digest.hex()[:12] in in_folder("snapshots").out
+
+
+def test_quarantine_lists_and_shows_the_original_bytes(in_folder: Shell, folder: Path) -> None:
+    (kept,) = in_folder("quarantine", "list", "--json").objects
+    assert kept["reasons"] == ["form"]
+    update = f"{kept['partition']}/{kept['offset']}"
+    assert update in in_folder("quarantine", "list").out
+    said = in_folder("quarantine", "show", update, "-o", "original")
+    assert said.code == 0
+    assert (folder / "original").read_bytes() == b"no update at all"
+    assert in_folder("quarantine", "show", "9/9").code == 4
+    assert in_folder("quarantine", "show", "nonsense").code == 2
+    assert in_folder("quarantine", "list", "--reason", "norm", "--json").out == ""
+
+
+def test_tail_follows_any_topic(in_folder: Shell) -> None:
+    said = in_folder("tail", "accepted", "quarantine", "snapshots", "health", "--from-start", "--until-end", "--json")
+    assert {line["log"] for line in said.objects} == {"accepted", "quarantine", "snapshots", "health"}
+    assert in_folder("tail", "--until-end").out == ""
+
+
+def test_what_a_client_says_cannot_move_the_cursor(in_folder: Shell, federation: Federation) -> None:
+    rejected = next(
+        e
+        for entry in read_all(federation.bus, federation.topics.accepted)
+        for e in entry.events
+        if isinstance(e, UpdateRejected)
+    )
+    assert rejected.detail == "nothing new"
+    assert all(ord(c) >= 32 or c == "\n" for c in in_folder("log").out)
+
+
+def test_a_closed_pipe_ends_quietly(in_folder: Shell, folder: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m refold log --json | head -1", shell=True, cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1

@@ -1,0 +1,124 @@
+"""The outbox: what is kept is sent as the same bytes, whatever crashed, and nothing broken is ever sent."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from refold.producers.outbox import Outbox, Parcel
+from refold.schemas.errors import StorageFullError
+
+
+def parcel(number: int = 0, size: int = 100) -> Parcel:
+    return Parcel(bytes([number]) * 32, b"manifest %d" % number, (bytes([number]) * size, b"", b"last"))
+
+
+def test_what_is_kept_comes_back_as_the_same_bytes_oldest_first(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "box")
+    for number in (3, 1, 2):
+        outbox.put(parcel(number))
+        path = tmp_path / "box" / f"{parcel(number).digest.hex()}.update"
+        os.utime(path, ns=(number * 10**9, (10 - number) * 10**9))
+    assert Outbox(tmp_path / "box").waiting() == [parcel(3), parcel(2), parcel(1)]
+    assert outbox.digests() == {parcel(number).digest for number in (1, 2, 3)}
+
+
+def test_what_is_dropped_is_gone_and_dropping_it_again_does_nothing(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.put(parcel())
+    outbox.drop(parcel().digest)
+    outbox.drop(parcel().digest)
+    assert outbox.waiting() == []
+
+
+def test_keeping_the_same_update_twice_keeps_it_once_and_needs_no_more_room(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, max_bytes=300)
+    outbox.put(parcel())
+    outbox.put(parcel())
+    assert outbox.waiting() == [parcel()]
+
+
+def test_what_a_crash_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / f"{bytes(32).hex()}.tmp").write_bytes(b"half")
+    outbox = Outbox(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert outbox.waiting() == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "longer"])
+def test_f26_a_file_that_is_not_whole_is_put_aside_and_never_sent(tmp_path: Path, damage: str) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.put(parcel(1))
+    outbox.put(parcel(2))
+    path = tmp_path / f"{parcel(1).digest.hex()}.update"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    broken = {"flip": bytes(data), "cut": bytes(data[:-7]), "empty": b"", "foreign": b"hello", "longer": bytes(data) + b"x"}
+    path.write_bytes(broken[damage])
+    assert outbox.waiting() == [parcel(2)]
+    assert path.with_suffix(".broken").read_bytes() == broken[damage]
+    assert outbox.waiting() == [parcel(2)]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.put(parcel(1, size=3))
+    path = tmp_path / f"{parcel(1).digest.hex()}.update"
+    whole = path.read_bytes()
+    for place in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(bytes(data))
+        assert outbox.waiting() == []
+        path.with_suffix(".broken").unlink()
+
+
+def test_a_file_of_another_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.update").write_bytes(b"mine")
+    outbox = Outbox(tmp_path)
+    outbox.put(parcel(1))
+    assert outbox.waiting() == [parcel(1)]
+    assert outbox.digests() == {parcel(1).digest}
+    assert (tmp_path / "notes.update").read_bytes() == b"mine"
+
+
+def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, max_bytes=1000)
+    outbox.put(parcel(1, size=600))
+    with pytest.raises(StorageFullError, match="may hold 1,000"):
+        outbox.put(parcel(2, size=600))
+    assert outbox.waiting() == [parcel(1, size=600)]
+    outbox.drop(parcel(1).digest)
+    outbox.put(parcel(2, size=600))
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_f24_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    outbox = Outbox(tmp_path)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if failing == "fsync" else (Path, "replace")), full)
+    with pytest.raises(StorageFullError, match="No space left"):
+        outbox.put(parcel())
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    outbox.put(parcel())
+    assert outbox.waiting() == [parcel()]
+
+
+def test_a_file_that_another_process_sent_meanwhile_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox, other = Outbox(tmp_path), Outbox(tmp_path)
+    for number in range(3):
+        outbox.put(parcel(number))
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        other.drop(parcel(2).digest)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert parcel(2) not in outbox.waiting()
