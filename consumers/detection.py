@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from refold.bus.clock import Clock
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Consumer, Place, Record
-from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
+from refold.bus.ledger import Entry, LedgerWriter
 from refold.bus.topics import Topics
 from refold.consumers.alerts import Alerts
 from refold.consumers.commands import CommandReader
@@ -32,12 +32,10 @@ from refold.consumers.intake import Intake
 from refold.consumers.liveness import Deadline, Liveness
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
-from refold.consumers.roster import Roster
 from refold.consumers.verdicts import Ruling, events_of
-from refold.producers.lineage import LineageReader
+from refold.consumers.view import LogView
 from refold.schemas.canonical import decode
-from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError, PlaceTakenError
-from refold.schemas.events import Genesis
+from refold.schemas.errors import InvalidRecord, PlaceTakenError
 from refold.schemas.updates import ANSWERS, EVALUATE, TRAIN, Heartbeat
 
 MOST_REFUSED = 4096
@@ -76,6 +74,8 @@ class Detection:
         self._clock = clock
         self._member = member
         self._ensemble = ensemble or Ensemble()
+        self._view = LogView(bus, topics)
+        self._view.read_to_end()
         self._active: _Active | None = None
         self._consumer = bus.consumer(group=f"{topics.federation}.detection", instance=member)
         self._consumer.subscribe([topics.checked], on_assigned=self._take_over, on_revoked=self._stand_by)
@@ -84,11 +84,15 @@ class Detection:
         """Take one turn; return whether anything was read or decided."""
         records = self._consumer.poll(timeout_s)
         if self._active is None:
+            self._view.follow()
             return False
         return self._active.turn(self._consumer, [record for record in records if record.topic == self._topics.checked])
 
     def _take_over(self, places: frozenset[Place]) -> None:
-        self._active = _Active(self._bus, self._topics, self._inspector, self._member, self._clock, self._ensemble)
+        self._view.read_to_end()
+        self._active = _Active(
+            self._bus, self._topics, self._inspector, self._view, self._member, self._clock, self._ensemble
+        )
         for place in places:
             self._consumer.seek(place, self._active.roster.position.checked)
 
@@ -99,20 +103,29 @@ class Detection:
     def close(self) -> None:
         """Leave the group."""
         active, self._active = self._active, None
-        close_all(active, self._consumer)
+        close_all(active, self._consumer, self._view)
 
 
 class _Active:
     """The member that holds the place."""
 
-    def __init__(self, bus: Bus, topics: Topics, inspector: Inspector, member: str, clock: Clock, ensemble: Ensemble) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        inspector: Inspector,
+        view: LogView,
+        member: str,
+        clock: Clock,
+        ensemble: Ensemble,
+    ) -> None:
         self._bus = bus
         self._topics = topics
         self._clock = clock
         self._ensemble = ensemble
-        self._accepted = LedgerReader(bus, topics.accepted)
-        self._rounds = LineageReader(bus, topics)
-        self.roster = _read_roster(self._accepted, self._rounds, topics)
+        self._view = view
+        self._accepted, self._rounds = view.accepted, view.rounds
+        self.roster = view.roster
         self._intake = Intake(bus, topics, inspector, self.roster, self._rounds, clock)
         self._commands = CommandReader(bus, topics, self.roster)
         self._health = _health_from_now(bus, topics)
@@ -232,7 +245,7 @@ class _Active:
 
     def _fold(self, entries: tuple[Entry, ...]) -> None:
         for entry in entries:
-            self.roster.fold(entry)
+            self._view.fold(entry)
         self._intake.follow(self.roster.position)
         self._intake.readmit()
         self._commands.follow(self.roster)
@@ -249,8 +262,6 @@ class _Active:
 
     def close(self) -> None:
         close_all(
-            self._accepted,
-            self._rounds,
             self._intake,
             self._commands,
             self._health,
@@ -258,34 +269,6 @@ class _Active:
             self._writer,
             self._alerts,
         )
-
-
-def _read_roster(accepted: LedgerReader, rounds: LineageReader, topics: Topics) -> Roster:
-    """Fold the whole log, and check that it still has the head that `rounds` covers."""
-    lineage = rounds.read_to_end()
-    roster: Roster | None = None
-    covered = lineage.position.accepted_index == 0
-    for entry in accepted.read_to_end():
-        if roster is None:
-            roster = Roster.of(_genesis_of(entry, topics))
-        roster.fold(entry)
-        if entry.commit.next_index == lineage.position.accepted_index:
-            covered = entry.hash == lineage.position.accepted_hash
-    if roster is None:
-        raise NotFoundError("no federation in this log", topic=topics.accepted, hint="make one with `refold init`")
-    if not covered:
-        raise IntegrityError(
-            f"`rounds` covers `accepted` up to event {lineage.position.accepted_index}, which `accepted` no longer has",
-            topic=topics.accepted,
-            hint="its tail was lost or replaced; restore it from a copy, nothing is written until then",
-        )
-    return roster
-
-
-def _genesis_of(entry: Entry, topics: Topics) -> Genesis:
-    if not entry.events or not isinstance(entry.events[0], Genesis):
-        raise IntegrityError("the log does not begin with a genesis", topic=topics.accepted, offset=entry.offset)
-    return entry.events[0]
 
 
 def _health_from_now(bus: Bus, topics: Topics) -> Consumer:

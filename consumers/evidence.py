@@ -17,7 +17,7 @@ from refold.consumers.verdicts import Ruling, Written
 from refold.schemas.canonical import encode
 from refold.schemas.checks import Quarantined
 from refold.schemas.errors import IntegrityError
-from refold.schemas.payload import PlaceHint, split
+from refold.schemas.payload import Payload, PlaceHint, payload_root, split
 
 FEATURES_INLINE_BYTES = 16 << 10
 IN_FLIGHT_BYTES = 4 << 20
@@ -123,8 +123,8 @@ class Evidence:
         payload = item.body.payload if item.body else None
         if payload is None or payload.inline is not None:
             return
-        # What never came, or came changed, is left out.
-        yield from self._updates.read_what_is_there(payload.at(self._hint(item)))
+        # What never came, or came changed, is left out; a chunk that is named ten thousand times is kept once.
+        yield from self._updates.read_what_is_there(_distinct(payload).at(self._hint(item)))
 
     def _hint(self, item: Pending) -> PlaceHint | None:
         if item.first_chunk >= item.offset:
@@ -134,6 +134,14 @@ class Evidence:
     def close(self) -> None:
         """Let go of reader and producer."""
         close_all(self._updates, self._producer)
+
+
+def _distinct(payload: Payload) -> Payload:
+    """Return a payload that names each chunk once."""
+    lengths = dict(zip(payload.chunks, payload.lengths, strict=True))
+    if len(lengths) == len(payload.chunks):
+        return payload
+    return Payload(payload_root(lengths.keys(), lengths.values()), tuple(lengths), tuple(lengths.values()), None, None)
 
 
 def record_at(bus: Bus, topic: str, partition: int, offset: int) -> Record | None:

@@ -49,6 +49,7 @@ class HeartbeatThread:
         self._properties = properties
         self._clock = clock
         self._beat = 0
+        encode(self._next())  # Properties that no record can hold are refused here, not in the thread.
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"refold-heartbeat-{client}", daemon=True)
         self._thread.start()
@@ -67,8 +68,21 @@ class HeartbeatThread:
             producer.close()
 
     def _send(self, producer: Producer) -> None:
+        beat = self._next()
+        self._beat += 1
+        headers = event_headers(
+            "Heartbeat",
+            source=self._topics.health,
+            subject=self._client,
+            identity=str(beat.beat),
+            time_ms=beat.client_time_ms,
+        )
+        producer.send(self._topics.health, encode(beat), key=self._client.encode(), headers=headers)
+        producer.flush()
+
+    def _next(self) -> Heartbeat:
         vitals = self.vitals
-        beat = Heartbeat(
+        return Heartbeat(
             self._topics.federation,
             self._client,
             *self._session,
@@ -80,16 +94,6 @@ class HeartbeatThread:
             self._properties,
             self._clock.wall_ms(),
         )
-        self._beat += 1
-        headers = event_headers(
-            "Heartbeat",
-            source=self._topics.health,
-            subject=self._client,
-            identity=str(self._beat),
-            time_ms=beat.client_time_ms,
-        )
-        producer.send(self._topics.health, encode(beat), key=self._client.encode(), headers=headers)
-        producer.flush()
 
     def close(self) -> None:
         """Stop beating."""

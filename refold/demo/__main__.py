@@ -1,6 +1,8 @@
 """Run the demonstration alone: ``python -m refold.demo``."""
 
-from refold.demo.command import demo
+import sys
+
+from refold.cli import main
 
 if __name__ == "__main__":
-    demo()
+    main(["demo", *sys.argv[1:]])

@@ -18,6 +18,7 @@ from refold.demo.data import Examples, load
 from refold.demo.faults import NAN, SCALED, SIGN_FLIP, STALE, FaultFile, Schedule, client_name
 from refold.demo.injection import Injector, troubled
 from refold.demo.network import Weights, train
+from refold.demo.processes import say_ready
 from refold.producers.client import Client
 from refold.producers.lineage import LineageReader
 from refold.producers.task import Task
@@ -134,6 +135,7 @@ def main() -> None:
     bus = troubled(open_bus(settings.url, create=False), injector)
     with refold.connect(settings.url, bus=bus) as federation:
         worker = Worker(settings, name, bus, injector)
+        say_ready()
         with federation.client(name, key=Path(settings.folder) / "clients" / f"{name}.pem") as client:
             for task in client.tasks():
                 worker.answer(client, task)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
 
-from refold.schemas.errors import RefoldError
+from refold.schemas.errors import IntegrityError
 
 
 @click.command()
@@ -18,7 +17,7 @@ from refold.schemas.errors import RefoldError
 @click.option("--clients", type=click.IntRange(3, 40), default=10, show_default=True)
 @click.option("--faults", type=click.Choice(["all", "none"]), default="all", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report on stdout.")
-def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, as_json: bool) -> None:
+def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, as_json: bool) -> int:
     """Train on real data under real faults, four times, and show what became of each fault.
 
     Clients send broken, doubled, huge, late and flipped updates; clients and the server are killed. The folder OUT keeps the
@@ -30,14 +29,9 @@ def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, as_json: 
 
     request = Request(out, seed, rounds, clients, faults == "all")
     screen = Screen(rounds)
-    try:
-        with screen:
-            show = perform(request, screen.told)
-    except RefoldError as error:
-        click.echo(f"refold demo: {error}", err=True)
-        sys.exit(error.exit_code)
+    with screen:
+        show = perform(request, screen.told)
     if as_json:
         click.echo(json.dumps(show.report))
     screen.close_with(request, show)
-    if not all(one["equal"] for one in show.report["rebuilt"]):
-        sys.exit(3)
+    return 0 if all(one["equal"] for one in show.report["rebuilt"]) else IntegrityError.exit_code

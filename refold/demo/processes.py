@@ -16,6 +16,15 @@ STOP_S = 10.0
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Twenty processes share two cores: numpy's own threads would only stand in each other's way."""
 
+READY = "REFOLD_DEMO_READY"
+
+
+def say_ready() -> None:
+    """Tell the process that started this one, if it asked, that all is loaded."""
+    descriptor = os.environ.pop(READY, "")
+    if descriptor:
+        os.close(int(descriptor))
+
 
 @dataclass(slots=True)
 class _Process:
@@ -31,19 +40,27 @@ class Processes:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._all: dict[str, _Process] = {}
 
-    def start(self, name: str, module: str, *arguments: str) -> None:
-        """Start ``python -m MODULE ARGUMENTS``."""
-        command = [sys.executable, "-m", module, *arguments]
-        self._all[name] = _Process(command, self._spawn(name, command))
+    def start(self, name: str, module: str, *arguments: str, ready: int | None = None) -> None:
+        """Start ``python -m MODULE ARGUMENTS``.
 
-    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        Parameters
+        ----------
+        ready
+            A file descriptor that the process is given open, and closes once it is ready to work (see `say_ready`).
+        """
+        command = [sys.executable, "-m", module, *arguments]
+        self._all[name] = _Process(command, self._spawn(name, command, ready))
+
+    def _spawn(self, name: str, command: list[str], ready: int | None = None) -> subprocess.Popen[bytes]:
+        told = {} if ready is None else {READY: str(ready)}
         with (self._folder / f"{name}.txt").open("ab") as stderr:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
-                env=os.environ | ONE_THREAD,
+                env=os.environ | ONE_THREAD | told,
+                pass_fds=() if ready is None else (ready,),
                 # A Ctrl-C at the terminal is for the parent alone, which then ends the others in order.
                 start_new_session=True,
             )

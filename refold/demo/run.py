@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,9 +78,18 @@ class Outcome:
 
 
 class Run:
-    """A run, from nothing to its outcome."""
+    """A run, from nothing to its outcome.
 
-    def __init__(self, kind: Kind, settings: Settings, initial: Weights, test: Examples) -> None:
+    Parameters
+    ----------
+    test
+        Examples that no client has, for the accuracy of every round.
+    stop
+        Ends the run with an error when set.
+    """
+
+    def __init__(self, kind: Kind, settings: Settings, initial: Weights, test: Examples, stop: threading.Event) -> None:
+        self._stop = stop
         self._kind = kind
         self._settings = settings
         self._test = test
@@ -121,19 +133,26 @@ class Run:
         return federation
 
     def _start(self, processes: Processes) -> None:
+        """Start the clients, and once all are ready the server: so the first round is everyone's, however slow the start."""
         file = self._folder / "settings.json"
         self._settings.save(file)
-        processes.start("server", "refold.demo.server", self._settings.url)
-        for index in range(self._settings.clients):
-            name = client_name(index)
-            processes.start(name, "refold.demo.client", str(file), name)
+        all_ready, ready = os.pipe()
+        try:
+            for index in range(self._settings.clients):
+                name = client_name(index)
+                processes.start(name, "refold.demo.client", str(file), name, ready=ready)
+        finally:
+            os.close(ready)
+        # Readable when the last client has closed its end, be it by dying: `_watch` finds that out.
+        select.select([all_ready], [], [], LONGEST_S)
+        os.close(all_ready)
+        processes.start("server", "refold", "serve", "--bus", self._settings.url, "--member", "server")
 
     def _watch(self, federation: Federation, history: History, processes: Processes, told: Told) -> None:
         """Follow the rounds, kill the server in the middle of one, and start again whoever was killed."""
         until_s = time.monotonic() + LONGEST_S
         while processes.running(but="server"):
-            if time.monotonic() > until_s:
-                raise TryAgainError(f"the run {self._kind.name!r} did not end", hint=f"see {self._folder / 'stderr'}")
+            self._check(until_s)
             history.rounds.poll(WATCH_S)
             processes.revive()
             if history.lineage.opened is None:
@@ -171,12 +190,17 @@ class Run:
         accepted = LedgerReader(federation.bus, federation.topics.accepted)
         try:
             while not _all_judged(federation, accepted):
-                if time.monotonic() > until_s:
-                    raise TryAgainError("updates without a verdict are left", hint=f"see {self._folder / 'stderr'}")
+                self._check(until_s)
                 processes.revive()
                 accepted.poll(WATCH_S)
         finally:
             accepted.close()
+
+    def _check(self, until_s: float) -> None:
+        if self._stop.is_set():
+            raise TryAgainError(f"the run {self._kind.name!r} was stopped")
+        if time.monotonic() > until_s:
+            raise TryAgainError(f"the run {self._kind.name!r} did not end", hint=f"see {self._folder / 'stderr'}")
 
 
 def _arrived(federation: Federation) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,18 @@ def _run_all(request: Request, told: Told) -> dict[str, Outcome]:
     file = request.out / "data.npz"
     data.save(file, hands)
     initial = initial_weights(request.seed)
-    runs = [Run(kind, _settings(request, kind, file), initial, test) for kind in KINDS]
+    stop = threading.Event()
+    runs = [Run(kind, _settings(request, kind, file), initial, test, stop) for kind in KINDS]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return {outcome.kind.name: outcome for outcome in pool.map(lambda run: run.go(told), runs)}
+        going = [pool.submit(run.go, told) for run in runs]
+        try:
+            for done in as_completed(going):
+                done.result()
+        except BaseException:
+            # One run's failure, or Ctrl-C, ends them all; each takes its processes with it.
+            stop.set()
+            raise
+    return {kind.name: run.result() for kind, run in zip(KINDS, going, strict=True)}
 
 
 def _settings(request: Request, kind: Kind, file: Path) -> Settings:

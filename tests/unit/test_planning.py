@@ -217,10 +217,10 @@ def beat(client: str, interval_ms: int = 1000) -> Heartbeat:
     return Heartbeat("toy", client, 0, bytes(8), 0, interval_ms, "waiting", 0, bytes(32), (), 0)
 
 
-def test_who_is_silent_for_some_of_its_own_intervals_is_no_longer_waited_for() -> None:
+def test_who_is_silent_for_some_of_the_plans_intervals_is_no_longer_waited_for() -> None:
     clock, liveness = ManualClock(), Liveness()
-    liveness.beat(beat("a"), clock.monotonic_s())
-    liveness.beat(beat("fast", 10), clock.monotonic_s())
+    liveness.beat(beat("a", 86_400_000), 1000, clock.monotonic_s())
+    liveness.beat(beat("fast"), 10, clock.monotonic_s())
     clock.advance(LEAST_SILENCE_S + 0.01)
     assert liveness.living(clock.monotonic_s()) == {"a"}
     clock.advance(BEATS_MISSED - LEAST_SILENCE_S)
@@ -231,14 +231,14 @@ def test_who_is_silent_for_some_of_its_own_intervals_is_no_longer_waited_for() -
 
 def test_f29_what_clients_say_of_the_time_does_not_matter() -> None:
     liveness = Liveness()
-    liveness.beat(replace(beat("a"), client_time_ms=2**62), 10.0)
+    liveness.beat(replace(beat("a"), client_time_ms=2**62), 1000, 10.0)
     assert liveness.living(11.0) == {"a"}
 
 
 def test_the_silent_are_forgotten() -> None:
     liveness = Liveness()
     for number in range(1000):
-        liveness.beat(beat(f"c{number}"), float(number * 1000))
+        liveness.beat(beat(f"c{number}"), 1000, float(number * 1000))
         liveness.living(float(number * 1000))
     assert len(liveness._heard) < 10
 

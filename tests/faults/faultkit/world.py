@@ -40,6 +40,7 @@ class World:
         self.place = Place(folder)
         self.children: list[Child] = []
         self.clients: list[str] = []
+        self.client_errors: list[BaseException] = []
         self.federation: refold.Federation | None = None
 
     def __enter__(self) -> Self:
@@ -86,7 +87,9 @@ class World:
         return child
 
     def tend(self) -> int:
-        """Start again what was killed, and return how many; a server that ended by itself fails the test."""
+        """Start again what was killed, and return how many; a server or client that failed by itself fails the test."""
+        if self.client_errors:
+            raise self.client_errors[0]
         born = sum(child.tend() for child in self.children)
         bad = [(child.name, code) for child in self.children for code in child.exits if code != 0]
         assert not bad, f"ended by themselves: {bad}; see {self.place.folder}/*.log\n{self.logs()}"
@@ -168,7 +171,6 @@ class Clients:
 
     world: World
     names: Sequence[str]
-    errors: list[BaseException] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -182,9 +184,9 @@ class Clients:
         try:
             work(self.world.place, name, self.world.place.open(), np.random.default_rng(number))
         except BaseException as error:
-            self.errors.append(error)
+            self.world.client_errors.append(error)
 
     def __exit__(self, *exc: object) -> None:
         if exc[0] is None:
             wait_until(lambda: not any(thread.is_alive() for thread in self._threads), "the clients' end", tend=self.world.tend)
-            assert not self.errors, self.errors
+            self.world.tend()
