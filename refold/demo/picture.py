@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
-
 from refold.demo.faults import EVERY_ROUNDS, KINDS, SERVER_KILLED, SIGN_FLIP
 from refold.demo.findings import Finding
 from refold.demo.run import Outcome
@@ -29,6 +26,9 @@ INK = "#333333"
 
 def draw_accuracy(path: Path, outcomes: dict[str, Outcome], found: list[Finding]) -> None:
     """Write the picture as PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, MultipleLocator
+
     marked = bool(outcomes["all"].faults)
     figure = Figure(figsize=(10, 7.2 if marked else 5), dpi=130, layout="constrained")
     if marked:
@@ -45,6 +45,8 @@ def draw_accuracy(path: Path, outcomes: dict[str, Outcome], found: list[Finding]
 
 
 def _curves(axes: Axes, outcomes: dict[str, Outcome]) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     for name, (color, line, width, title) in STYLES.items():
         curve = outcomes[name].accuracy
         axes.plot(range(len(curve)), curve, line, color=color, linewidth=width, label=f"{title}: {curve[-1]:.1%}")
