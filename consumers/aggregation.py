@@ -62,11 +62,13 @@ class _Active:
     """The member that holds the place."""
 
     def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, member: str, clock: Clock) -> None:
+        self._bus = bus
         self._topics = topics
         self._genesis = genesis
         self._history = History(bus, topics, genesis=genesis)
         self._history.refresh()
         self._covered = self._history.lineage.position
+        self._found_covered = self._covered.accepted_index == 0
         self._accepted = LedgerReader(bus, topics.accepted)
         self._deltas = PayloadReader(bus, topics.deltas)
         self._producer = bus.producer()
@@ -81,8 +83,20 @@ class _Active:
             if entry.commit.next_index <= self._covered.accepted_index:
                 self._remember(entry)
             else:
+                self._require_covered()
                 self._process(entry)
+        if not entries and self._accepted.next_offset >= self._bus.end_offset(self._accepted.place):
+            self._require_covered()
         return bool(entries)
+
+    def _require_covered(self) -> None:
+        """Refuse an `accepted` without the head that `rounds` covers: going on would make other rounds of the same numbers."""
+        if not self._found_covered:
+            raise IntegrityError(
+                f"`rounds` covers `accepted` up to event {self._covered.accepted_index}, which `accepted` does not have",
+                topic=self._topics.accepted,
+                hint="its tail was lost or replaced; restore it from a copy, nothing is written until then",
+            )
 
     def _remember(self, entry: Entry) -> None:
         """Fold a commit whose outcome `rounds` holds already."""
@@ -90,13 +104,8 @@ class _Active:
             self._open.fold(index, event)
             if isinstance(event, RoundClosed):
                 self._open.take(event)
-        if entry.commit.next_index == self._covered.accepted_index and entry.hash != self._covered.accepted_hash:
-            raise IntegrityError(
-                f"`rounds` covers another `accepted` up to event {entry.commit.next_index}",
-                topic=self._topics.accepted,
-                offset=entry.offset,
-                hint="one of the two logs was replaced; restore both from one copy",
-            )
+        if entry.hash == self._covered.accepted_hash:
+            self._found_covered = True
 
     def _process(self, entry: Entry) -> None:
         events: list[object] = []

@@ -32,7 +32,7 @@ from refold.consumers.intake import Intake
 from refold.consumers.liveness import Deadline, Liveness
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
-from refold.consumers.verdicts import Ruling, events_of
+from refold.consumers.verdicts import Ruling, events_of, fitting
 from refold.consumers.view import LogView
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
@@ -90,9 +90,7 @@ class Detection:
 
     def _take_over(self, places: frozenset[Place]) -> None:
         self._view.read_to_end()
-        self._active = _Active(
-            self._bus, self._topics, self._inspector, self._view, self._member, self._clock, self._ensemble
-        )
+        self._active = _Active(self._bus, self._topics, self._inspector, self._view, self._member, self._clock, self._ensemble)
         for place in places:
             self._consumer.seek(place, self._active.roster.position.checked)
 
@@ -179,7 +177,7 @@ class _Active:
         )
         ruling.closed_by = self._closing(ruling.refused)
         if ruling.closed_by:
-            ruling.cohort = self._candidates()
+            ruling.cohort = fitting(self._candidates())
             ruling.opinions = self._opinions(ruling.cohort)
         return ruling
 

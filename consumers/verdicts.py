@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import blake3
 
@@ -24,6 +25,13 @@ from refold.state.aggregation import scaled_weights
 
 Source = tuple[int, int]
 RULE = "weighted_mean"
+
+
+MEMBER_BYTES = 48
+"""What a member takes beside its name."""
+
+MEMBERS_BYTES = 500_000
+"""Room for a round's members in the records that name them all, some 9,000 of them; beside them lie the plan and the step."""
 
 
 @dataclass(slots=True)
@@ -83,6 +91,15 @@ def events_of(ruling: Ruling, written: Written, roster: Roster, living: Collecti
         if roster.genesis.policy.rounds and closing.round >= roster.genesis.policy.rounds:
             events.append(FederationEnded(closing.round, "all rounds are done"))
     return events
+
+
+def fitting(candidates: Sequence[Pending]) -> list[Pending]:
+    """Return as many candidates as a round can name, those that came first, in the order given."""
+    sizes = {item.source: len(item.client.encode()) + MEMBER_BYTES for item in candidates}
+    first = sorted(candidates, key=lambda item: (item.checked_offset, item.source))
+    room = accumulate(sizes[item.source] for item in first)
+    kept = {item.source for item, used in zip(first, room, strict=True) if used <= MEMBERS_BYTES}
+    return [item for item in candidates if item.source in kept]
 
 
 def _refusals(items: Iterable[Pending]) -> list[object]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from refold.bus.clock import Clock, SystemClock
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus
 from refold.bus.topics import Topics
 from refold.producers.heartbeat import HeartbeatThread
@@ -19,7 +20,7 @@ from refold.producers.publisher import Publisher
 from refold.producers.task import Receipt, Task
 from refold.schemas.canonical import Scalar, decode
 from refold.schemas.codec import encode_floats, encode_integers
-from refold.schemas.errors import BusError, NotFoundError, TryAgainError
+from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
@@ -106,10 +107,7 @@ class Client:
 
     def close(self) -> None:
         """Stop; what the outbox holds is sent by the next session."""
-        if self._heartbeat:
-            self._heartbeat.close()
-        self._publisher.close()
-        self._history.close()
+        close_all(self._heartbeat, self._publisher, self._history)
 
     def tasks(self) -> Iterator[Task]:
         """Yield what this client is asked to do, until the federation ends.
@@ -128,14 +126,24 @@ class Client:
                 self._doing("waiting")
                 self._wait_for_news()
                 continue
-            if self._refused and not self._resend_at_s:
-                # Perhaps another process of this name holds a higher session; the receipt moved the log on, so ours is next.
-                self._open_session()
-            task = self._task(plan, asked)
+            try:
+                task = self._task(plan, asked)
+            except (BusError, TryAgainError) as error:
+                log.warning("the bus does not answer, trying on: %s", error)
+                self._wait_for_news()
+                continue
             self._doing("evaluating" if asked == EVALUATE else "training")
             yield task
             if not task.answered:
-                task.decline("no answer")
+                self._decline(task)
+
+    def _decline(self, task: Task) -> None:
+        """Say that a task was left; where there is no room to say so, it is asked again later."""
+        try:
+            task.decline("no answer")
+        except StorageFullError as error:
+            log.warning("round %d is asked again later: %s", task.round, error)
+            self._wait_for_news()
 
     def _asked(self, plan: RoundPlan) -> str | None:
         """Return what the open round asks of this client and has not got: an evaluation first, then training."""
@@ -159,6 +167,9 @@ class Client:
         return self._clock.monotonic_s() - self._plan_seen[1] > (plan.patience_ms + 2 * plan.heartbeat_ms) / 1000
 
     def _task(self, plan: RoundPlan, kind: str) -> Task:
+        if self._refused and not self._resend_at_s:
+            # Perhaps another process of this name holds a higher session; the receipt moved the log on, so ours is next.
+            self._open_session()
         return Task(self, plan, self._hold(self._history.lineage.head), evaluate=kind == EVALUATE)
 
     def _hold(self, round_: int) -> ModelState:

@@ -116,8 +116,9 @@ class History:
 
     def _agrees(self, taken: SnapshotTaken) -> bool:
         """Whether a snapshot is of this federation and round: the log knows the digests."""
-        known = self.lineage.state_digest(taken.round)
-        return known is None or known == taken.state_digest
+        if self.lineage.state_digest(taken.round) is None:
+            self.rounds.read_to_end()  # Its round was committed before it was taken, if it is one of ours.
+        return self.lineage.state_digest(taken.round) == taken.state_digest
 
     def rebuild(
         self,

@@ -9,6 +9,7 @@ import blake3
 
 from refold.bus import parse_url
 from refold.schemas.errors import ConfigurationError, NotFoundError
+from refold.schemas.files import create_file
 from refold.schemas.keys import SigningKey
 
 OPERATOR, SECRET = "operator.pem", "server.secret"
@@ -37,11 +38,7 @@ class Keyring:
         operator = SigningKey.load_or_create(self.folder / OPERATOR)
         path = self.folder / SECRET
         if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(os.urandom(32))
-                file.flush()
-                os.fsync(file.fileno())
+            create_file(path, os.urandom(32))
         return operator, self.secret()
 
     def operator(self) -> SigningKey:

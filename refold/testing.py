@@ -178,6 +178,7 @@ def craft_update(
     federation: Federation,
     client: str,
     key: SigningKey,
+    /,
     *,
     chunks: Sequence[bytes] | None = None,
     inline: bool = True,

@@ -5,7 +5,6 @@ Source: RFC 8032, as implemented by the `cryptography` package (OpenSSL), which 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import blake3
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from refold.schemas.errors import ConfigurationError, NotFoundError
+from refold.schemas.files import create_file
 
 UPDATE_TAG = b"refold 2026 client update\0"
 COMMAND_TAG = b"refold 2026 command\0"
@@ -70,12 +70,7 @@ class SigningKey:
         pem = self._private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
+        create_file(path, pem)
 
     def sign(self, tag: bytes, message: bytes) -> bytes:
         """Sign the tagged message; 64 bytes."""

@@ -37,15 +37,27 @@ class Direction:
         values = np.where(cosines < 0, values, np.minimum(values, 0.0))
         if len(cohort) < LEAST_COHORT:
             values = np.zeros(len(cohort))
-        evidence = tuple(f"cosine to the others {cosine:.2f}, their median {np.median(cosines):.2f}" for cosine in cosines)
+        median = float(np.median(cosines))
+        evidence = tuple(f"cosine to the others {cosine:.2f}, the cohort's median {median:.2f}" for cosine in cosines)
         return Scores(values, self._habit.thresholds(cohort, self.name, self._threshold), evidence)
 
 
 def _cosines_to_others(sketches: Floats) -> Floats:
     """Return each sketch's cosine to the coordinate-wise median of the other sketches' unit vectors."""
     units = sketches / (np.linalg.norm(sketches, axis=1, keepdims=True) + TINY)
-    found = []
-    for index, unit in enumerate(units):
-        centre = np.median(np.delete(units, index, axis=0), axis=0)
-        found.append(float(unit @ centre / (np.linalg.norm(centre) + TINY)))
-    return np.array(found)
+    centres = _medians_of_others(units)
+    return np.asarray((units * centres).sum(axis=1) / (np.linalg.norm(centres, axis=1) + TINY))
+
+
+def _medians_of_others(rows: Floats) -> Floats:
+    """Return for each row the coordinate-wise median of all other rows, from one sort: no cost that grows with their square."""
+    order = rows.argsort(axis=0)
+    ranks = order.argsort(axis=0)
+    ascending = np.take_along_axis(rows, order, axis=0)
+    others = len(rows) - 1
+
+    def place(k: int) -> Floats:
+        """Return what stands at place k once a row is taken out: what stood there, or one further if the row was before."""
+        return np.asarray(np.where(ranks > k, ascending[k], ascending[k + 1]))
+
+    return np.asarray((place((others - 1) // 2) + place(others // 2)) / 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import click
@@ -29,6 +30,8 @@ def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, as_json: 
 
     request = Request(out, seed, rounds, clients, faults == "all")
     screen = Screen(rounds)
+    # As Ctrl-C does: the processes of the runs are ended before this one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with screen:
         show = perform(request, screen.told)
     if as_json:

@@ -185,7 +185,7 @@ class Run:
             self._outcome.server_kills += 1
 
     def _settle(self, federation: Federation, processes: Processes) -> None:
-        """Wait until every update has its verdict and `rounds` covers it."""
+        """Wait until every update that was sent has its verdict."""
         until_s = time.monotonic() + LONGEST_S
         accepted = LedgerReader(federation.bus, federation.topics.accepted)
         try:

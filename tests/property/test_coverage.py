@@ -1,7 +1,7 @@
 """Coverage against a naive model: what is judged stays judged, nothing is passed over, and restarting changes nothing."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
@@ -106,6 +106,9 @@ class CoverageAgainstSets(RuleBasedStateMachine):
 
 TestCoverage = CoverageAgainstSets.TestCase
 
+# That something is found is enough; nobody reads the smallest example of a planted bug.
+UNSHRUNK = settings(max_examples=300, database=None, phases=[Phase.generate])
+
 
 @given(st.sets(st.integers(0, 200)), st.sets(st.integers(0, 200)))
 def test_a_position_covers_what_was_judged_whatever_its_order(judged: set[int], waiting: set[int]) -> None:
@@ -129,7 +132,7 @@ def test_the_model_finds_a_coverage_that_does_not_look_into_holes(monkeypatch: p
     """The planted bug: holes accepted."""
     monkeypatch.setattr(Coverage, "hole_before", lambda self, previous: None)
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(CoverageAgainstSets, settings=settings(max_examples=300, database=None))
+        run_state_machine_as_test(CoverageAgainstSets, settings=UNSHRUNK)
 
 
 def test_the_model_finds_a_position_ahead_of_its_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,4 +144,4 @@ def test_the_model_finds_a_position_ahead_of_its_verdicts(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Coverage, "after", ahead)
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(CoverageAgainstSets, settings=settings(max_examples=300, database=None))
+        run_state_machine_as_test(CoverageAgainstSets, settings=UNSHRUNK)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from refold.consumers.detectors import Cohort, Direction, Ensemble, Norm, Quantile, Scores, TensorNorm
+from refold.consumers.detectors.direction import _medians_of_others
 from refold.consumers.features import FeatureExtractor, Features
 from refold.schemas.layout import Layout
 from refold.schemas.model import ModelSchema, TensorSchema
@@ -184,6 +185,13 @@ def test_no_array_that_a_detector_is_given_can_be_written_to(rng: np.random.Gene
     given = Cohort(1, ("c0",), (mine,)).features[0]
     assert not any(a.flags.writeable for a in (given.facts, given.histogram, given.sketch, given.subset))
     assert mine.sketch.flags.writeable, "the caller's own arrays are left as they are"
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 10])
+def test_medians_of_the_others_are_those_that_numpy_finds(rng: np.random.Generator, count: int) -> None:
+    rows = rng.integers(-2, 3, (count, 50)).astype(np.float64)
+    expected = [np.median(np.delete(rows, index, axis=0), axis=0) for index in range(count)]
+    np.testing.assert_array_equal(_medians_of_others(rows), expected)
 
 
 def test_the_same_cohort_is_judged_alike_in_any_order(rng: np.random.Generator) -> None:

@@ -25,6 +25,7 @@ import refold.schemas.commits
 import refold.schemas.events  # noqa: F401
 from refold.schemas import canonical
 from refold.schemas.canonical import Name, Scalar, Uint, Within, decode, encode, record, version_of
+from refold.schemas.errors import InvalidRecord
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.payload import Payload, PlaceHint, describe
 from refold.schemas.plans import Schedule
@@ -130,7 +131,7 @@ def test_a_field_added_without_a_new_version_does_not_pass(monkeypatch: pytest.M
 
     record(9001)(Grown)
     assert encode(specimen(Grown)) != before
-    with pytest.raises(canonical.InvalidRecord):
+    with pytest.raises(InvalidRecord):
         decode(before)
 
 

@@ -414,9 +414,8 @@ def test_f14_a_log_that_lost_its_tail_is_refused_at_the_start(federation: Federa
                 if (record.topic, record.offset) != (federation.topics.accepted, last):
                     producer.send(record.topic, record.value, key=record.key, partition=0, headers=record.headers)
         copy = Federation(shorter, "toy", tmp_path)
-        stepped = SteppedServer(copy, groups=("detection",))
         with pytest.raises(IntegrityError, match="no longer has"):
-            stepped.settle()
+            SteppedServer(copy, groups=("detection",)).settle()
 
 
 # The window of chunks that consistency keeps.

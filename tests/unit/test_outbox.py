@@ -101,7 +101,7 @@ def test_f24_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path, monkeypat
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*((os, "fsync") if failing == "fsync" else (Path, "replace")), full)
+    monkeypatch.setattr(os if failing == "fsync" else Path, failing, full)
     with pytest.raises(StorageFullError, match="No space left"):
         outbox.put(parcel())
     monkeypatch.undo()

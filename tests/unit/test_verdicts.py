@@ -12,7 +12,7 @@ from refold.consumers.features import FeatureExtractor
 from refold.consumers.pending import Pending
 from refold.consumers.planning import plan_round
 from refold.consumers.roster import Roster
-from refold.consumers.verdicts import Ruling, Written, events_of
+from refold.consumers.verdicts import Ruling, Written, events_of, fitting
 from refold.plan import Plan
 from refold.schemas.canonical import encode
 from refold.schemas.events import (
@@ -178,3 +178,13 @@ def test_the_next_plan_follows_the_cohorts_spread() -> None:
 def test_every_refusal_can_be_written_down(reason: str) -> None:
     for event in refuse(item(1, reason), replace(item(2, reason), detail="x" * 4000), stranger(3, reason)):
         encode(event)
+
+
+def test_a_round_names_no_more_members_than_fit_a_record_those_that_came_first() -> None:
+    crowd = [item(offset, client=f"client-{offset:06d}") for offset in range(20_000)]
+    kept = fitting(crowd[::-1])
+    assert 8_000 < len(kept) < 9_000
+    assert {each.offset for each in kept} == set(range(len(kept)))
+    assert kept == sorted(kept, key=lambda each: -each.offset), "in the order given"
+    encode(close(kept, [FINE] * len(kept))[-1])
+    assert fitting(crowd[:5]) == crowd[:5]

@@ -43,6 +43,8 @@ class Place:
     """Where a federation lies, and what its processes are told."""
 
     folder: Path
+    disk: Path | None = None
+    """The folder of the bus's file, where it is not `folder`."""
     archives: bool = True
     max_size_bytes: int | None = None
     session_timeout_s: float | None = None
@@ -52,7 +54,7 @@ class Place:
     @property
     def file(self) -> Path:
         """The bus's file."""
-        return self.folder / "fed.db"
+        return (self.disk or self.folder) / "fed.db"
 
     @property
     def url(self) -> str:
@@ -142,7 +144,6 @@ def _told_to_stop() -> threading.Event:
 def _as_a_program(place: Place, who: str, log: str) -> Iterator[None]:
     """Log to a file, take the patches, and end with an error's exit code."""
     logging.basicConfig(filename=log, level=logging.WARNING, format=f"%(asctime)s {who} %(process)d %(message)s", force=True)
-    import faulthandler; faulthandler.register(signal.SIGUSR1, file=open(f"{place.folder}/stack-{os.getpid()}.txt","w"), all_threads=True)
     for module, name, value in place.patches:
         setattr(import_module(module), name, value)
     try:

@@ -1,0 +1,39 @@
+"""Making a file whole or not at all, and never over another one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def create_file(path: str | Path, data: bytes) -> None:
+    """Write a new file that its owner alone may read.
+
+    Durable steps: 1. the bytes are written beside the name and synced; 2. they get their name; 3. the folder is synced. A crash
+    before 2 leaves a ``.new`` file that nobody reads.
+
+    Raises
+    ------
+    FileExistsError
+        There is such a file, and it stays as it is.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}.new")
+    try:
+        # 1. Beside its name.
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # 2. Its name.
+        os.link(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    # 3. The name durable.
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
