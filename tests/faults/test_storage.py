@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 import refold
+from faultkit import program
 from faultkit.disks import fill, small_disk
 from faultkit.processes import Child, moved, wait_until
 from faultkit.world import GROUPS, Clients, World
@@ -177,7 +178,7 @@ def serve_with_failing(world: World, call: str, nth: int) -> int:
         pytest.skip("strace is not installed")
     trace = world.place.folder / f"{call}-{nth}.trace"
     inject = ["strace", "-f", "-qq", "-o", str(trace), "-e", f"trace={call}", "-e", f"inject={call}:error=EIO:when={nth}"]
-    serve = [sys.executable, "-m", "refold", "serve", "--bus", world.place.url]
+    serve = [sys.executable, program.__file__, str(world.place.folder), *GROUPS]
     with (world.place.folder / "server.log").open("ab") as log:
         process = subprocess.Popen([*inject, *serve], stderr=log, stdout=log, start_new_session=True)
     try:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -194,14 +195,8 @@ def test_large_commits_travel_as_chunks_before_the_commit(bus: MemoryBus) -> Non
 
 def test_large_commits_are_read_among_other_peoples_chunks(bus: MemoryBus, rng: np.random.Generator) -> None:
     """A writer killed between its chunks and its commit leaves chunks; so do two that write at once."""
-    noise = itertools.cycle(
-        [
-            lambda: raw(bus, rng.bytes(100), headers=CHUNK_HEADERS),
-            lambda: raw(bus, pack_events((b"x" * 99,))[0], headers=CHUNK_HEADERS),
-        ]
-    )
-    disturbed = FlakyBus(bus, lambda topic, value: next(noise)())
-    writer = writer_on(disturbed, "a")
+    strangers = itertools.cycle([rng.bytes(100), pack_events((b"x" * 99,))[0]])
+    writer = writer_on(FlakyBus(bus, lambda topic, value: raw(bus, next(strangers), headers=CHUNK_HEADERS)), "a")
     for number in range(4):
         assert writer.append(large(number), Position()).taken
         raw(bus, encode(EventList(tuple(map(encode, large(9, 200))))), headers=CHUNK_HEADERS)
@@ -347,7 +342,7 @@ def test_the_simulation_finds_a_reader_that_does_not_check_the_previous_hash(
 ) -> None:
     """The planted bug: with the hash unchecked the same checker must fail."""
     monkeypatch.setattr(Chain, "_extends", lambda self, commit: True)
-    failures = sum(fails(lambda run=run: run_many(seed + run, 1)) for run in range(40))
+    failures = sum(fails(partial(run_many, seed + run, 1)) for run in range(40))
     assert failures > 20
 
 

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,17 +50,18 @@ def change(seed: int, spread: float = 5000) -> list[Integers]:
 
 def features(arrays: list[Integers], cuts: tuple[int, ...] = (), *, secret: bytes = SECRET, order: int = 0) -> Features:
     """Add the float tensors cut at these places, the pieces in an order drawn from `order`."""
-    pieces = []
+    pieces: list[tuple[Block, Integers]] = []
     for tensor in FLOATS:
         edges = sorted({0, SIZES[tensor], *(cut for cut in cuts if cut < SIZES[tensor])})
         pieces += [(Block(0, tensor, a, b - a, 32), arrays[tensor][a:b]) for a, b in itertools.pairwise(edges)]
     made = FeatureExtractor(SCHEMA, secret).start()
     for index in np.random.default_rng(order).permutation(len(pieces)):
-        made.add(*pieces[index], SCALE)
+        block, integers = pieces[index]
+        made.add(block, integers, SCALE)
     return made.finish()
 
 
-def flat(arrays: list[Integers]) -> np.ndarray:  # type: ignore[type-arg]
+def flat(arrays: list[Integers]) -> npt.NDArray[np.float64]:
     return np.concatenate([arrays[tensor] for tensor in FLOATS]) * SCALE
 
 
