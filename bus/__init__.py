@@ -72,7 +72,7 @@ def open_bus(url: str, *, create: bool = True) -> Bus:
 
         return MemoryBus(parts.location or None)
     if find_spec("refold.bus.kafka") is None:
-        raise ConfigurationError("This version has no Kafka driver yet", url=url, hint="use sqlite:FILE")
+        raise ConfigurationError("this version has no Kafka driver yet", url=url, hint="use sqlite:FILE")
     from importlib import import_module
 
     bus: Bus = import_module("refold.bus.kafka").open_kafka(parts)

@@ -24,9 +24,9 @@ class LogConsumer:
         self, store: Store, group: str | None, instance: str | None, max_in_flight_bytes: int, session_timeout_s: float
     ) -> None:
         if max_in_flight_bytes < 1 or not session_timeout_s > 0:
-            raise UsageError("Bytes in flight and the session timeout must be above 0")
+            raise UsageError("bytes in flight and the session timeout must be above 0")
         if instance is not None and group is None:
-            raise UsageError("An instance name needs a group", instance=instance)
+            raise UsageError("an instance name needs a group", instance=instance)
         self._store = store
         self._group = group
         self._instance = instance
@@ -51,7 +51,7 @@ class LogConsumer:
         """Join the group at the next `poll`."""
         self._check_open()
         if self._group is None:
-            raise UsageError("Subscribing needs a group", hint="open the consumer with group=NAME, or assign places")
+            raise UsageError("subscribing needs a group", hint="open the consumer with group=NAME, or assign places")
         names = [self._store.spec(topic).name for topic in topics]
         self._leave()
         self._positions, self._turns = {}, []
@@ -112,7 +112,7 @@ class LogConsumer:
         if not 0 <= next_offset <= end:
             hint = "the log is shorter than the reader remembers: it lost its tail, or is another log"
             raise UsageError(
-                "No such offset", topic=place.topic, partition=place.partition, offset=next_offset, end_offset=end, hint=hint
+                "no such offset", topic=place.topic, partition=place.partition, offset=next_offset, end_offset=end, hint=hint
             )
         positions[place] = next_offset
 
@@ -124,7 +124,7 @@ class LogConsumer:
         """Store the group's positions. With `assign`, only while the group has no members."""
         self._check_open()
         if self._group is None:
-            raise UsageError("Committing needs a group", hint="open the consumer with group=NAME")
+            raise UsageError("committing needs a group", hint="open the consumer with group=NAME")
         for place in offsets:
             check_place(self._store.spec(place.topic), place.partition)
         if self._membership is not None:
@@ -141,13 +141,13 @@ class LogConsumer:
 
     def _places(self) -> dict[Place, int]:
         if self._positions is None:
-            raise UsageError("The consumer reads nothing yet", hint="call assign or subscribe first")
+            raise UsageError("the consumer reads nothing yet", hint="call assign or subscribe first")
         return self._positions
 
     def _held(self, place: Place) -> dict[Place, int]:
         self._check_open()
         if place not in self.assignment():
-            raise UsageError("This consumer does not read the place", topic=place.topic, partition=place.partition)
+            raise UsageError("this consumer does not read the place", topic=place.topic, partition=place.partition)
         return self._places()
 
     def _leave(self) -> None:
@@ -157,7 +157,7 @@ class LogConsumer:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("The consumer is closed")
+            raise UsageError("the consumer is closed")
 
     def close(self) -> None:
         """Leave the group and let go. The listeners are not called. Idempotent."""

@@ -113,7 +113,7 @@ class Membership:
         if successor is not None:
             hint = "two consumers run with the same instance name; give each its own"
             self._fenced = FencedError(
-                "Another consumer joined with this instance name",
+                "another consumer joined with this instance name",
                 group=self.group,
                 instance=self._instance,
                 process=successor.process or None,
@@ -168,7 +168,7 @@ def not_held(group: str, place: Place) -> PlaceTakenError:
     """Return the error for a commit by one who does not hold the place."""
     hint = "this consumer was silent past its session timeout, or the group shared out its places anew; poll again"
     return PlaceTakenError(
-        "This consumer does not hold the place in its group",
+        "this consumer does not hold the place in its group",
         group=group,
         topic=place.topic,
         partition=place.partition,

@@ -44,7 +44,7 @@ class QueueProducer:
 
     def __init__(self, store: Store, max_in_flight_bytes: int) -> None:
         if max_in_flight_bytes < 1:
-            raise UsageError("Bytes in flight must be above 0", max_in_flight_bytes=max_in_flight_bytes)
+            raise UsageError("bytes in flight must be above 0", max_in_flight_bytes=max_in_flight_bytes)
         self._store = store
         self._max_bytes = max_in_flight_bytes
         self._drafts: list[Draft] = []
@@ -114,7 +114,7 @@ class QueueProducer:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("The producer is closed")
+            raise UsageError("the producer is closed")
 
     def close(self) -> None:
         """Flush and let go. What cannot be flushed is given up: its deliveries and this call raise. Idempotent."""
@@ -124,7 +124,7 @@ class QueueProducer:
             try:
                 self.flush()
             except BaseException as error:
-                _fail(self._take()[1], BusError(f"The producer was closed before this was written ({error})"))
+                _fail(self._take()[1], BusError(f"the producer was closed before this was written ({error})"))
                 raise
             finally:
                 self._closed = True

@@ -113,10 +113,10 @@ def is_prepared(path: Path) -> bool:
         finally:
             connection.close()
     if application_id != APPLICATION_ID and (application_id or tables):
-        raise ConfigurationError("The file is a SQLite database, but not a Refold bus", path=path, hint="choose another file")
+        raise ConfigurationError("the file is a SQLite database, but not a Refold bus", path=path, hint="choose another file")
     if version > SCHEMA_VERSION:
         hint = f"this one reads versions up to {SCHEMA_VERSION}; install the newer one"
-        raise ConfigurationError("The bus was written by a newer Refold", path=path, version=version, hint=hint)
+        raise ConfigurationError("the bus was written by a newer Refold", path=path, version=version, hint=hint)
     return bool(application_id == APPLICATION_ID and journal == "wal")
 
 
@@ -162,17 +162,17 @@ def as_ours(error: sqlite3.Error, path: Path, doing: str) -> RefoldError:
     name = getattr(error, "sqlite_errorname", None) or type(error).__name__
     match str(name).split("_")[1] if str(name).startswith("SQLITE_") else "":
         case "FULL":
-            return StorageFullError("The disk behind the bus is full", path=path, hint="free some space and try again")
+            return StorageFullError("the disk behind the bus is full", path=path, hint="free some space and try again")
         case "BUSY" | "LOCKED":
             hint = "a program other than Refold has it open, such as sqlite3 or a backup"
-            return TryAgainError("The bus file is locked", path=path, hint=hint)
+            return TryAgainError("the bus file is locked", path=path, hint=hint)
         case "NOTADB":
-            return ConfigurationError("The file is not a SQLite database", path=path, hint="choose another file")
+            return ConfigurationError("the file is not a SQLite database", path=path, hint="choose another file")
         case "CORRUPT":
             return IntegrityError(
-                "The bus file is damaged", path=path, hint="copy it, then try sqlite3's .recover", cause=error
+                "the bus file is damaged", path=path, hint="copy it, then try sqlite3's .recover", cause=error
             )
         case "READONLY" | "CANTOPEN" | "PERM" | "AUTH":
             hint = "the file and its folder must be writable; copy a bus from a read-only medium first"
-            return ConfigurationError(f"Cannot {doing} the bus file: {error}", path=path, hint=hint)
-    return BusError(f"Cannot {doing} the bus file: {error} ({name})", path=path, hint="see the system's log for disk errors")
+            return ConfigurationError(f"cannot {doing} the bus file: {error}", path=path, hint=hint)
+    return BusError(f"cannot {doing} the bus file: {error} ({name})", path=path, hint="see the system's log for disk errors")

@@ -58,7 +58,7 @@ class WriteLock:
         deadline = time.monotonic() + timeout_s
         # 1.
         if not self._threads.acquire(timeout=max(0.0, timeout_s)):
-            raise TryAgainError("Another thread of this process kept writing", path=self._path, waited_s=timeout_s)
+            raise TryAgainError("another thread of this process kept writing", path=self._path, waited_s=timeout_s)
         try:
             # 2.
             self._take_file(deadline, timeout_s)
@@ -86,7 +86,7 @@ class WriteLock:
                 self._pending = _Pending(self._file)
             except OSError as error:
                 hint = "put the bus on a local file system"
-                raise ConfigurationError("This file system cannot lock files", path=self._path, hint=hint) from error
+                raise ConfigurationError("this file system cannot lock files", path=self._path, hint=hint) from error
         try:
             while not self._pending.wait(min(_LOOK_EVERY_S, max(0.0, deadline - time.monotonic()))):
                 self._look_at_holder()
@@ -120,7 +120,7 @@ class WriteLock:
         holder, _ = self._read()
         pid, command = (None, None) if holder is None else (holder.pid, holder.command())
         return TryAgainError(
-            "The bus's write lock was not free in time", path=self._path, waited_s=timeout_s, pid=pid, command=command
+            "the bus's write lock was not free in time", path=self._path, waited_s=timeout_s, pid=pid, command=command
         )
 
     def _write(self, text: str) -> None:
@@ -186,4 +186,4 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         hint = "the bus needs a folder that it may write to (it keeps a lock and a write-ahead log beside its file)"
-        raise ConfigurationError(f"Cannot open the lock file: {error.strerror}", path=path, hint=hint) from error
+        raise ConfigurationError(f"cannot open the lock file: {error.strerror}", path=path, hint=hint) from error

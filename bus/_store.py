@@ -142,25 +142,25 @@ def _check_spec(spec: TopicSpec) -> None:
     if spec.partitions < 1:
         raise ConfigurationError("A topic needs at least one partition", topic=spec.name, partitions=spec.partitions)
     if spec.retention_s is not None and not spec.retention_s > 0:
-        raise ConfigurationError("Retention must be above 0 seconds, or None", topic=spec.name, retention_s=spec.retention_s)
+        raise ConfigurationError("retention must be above 0 seconds, or None", topic=spec.name, retention_s=spec.retention_s)
 
 
 def check_place(spec: TopicSpec, partition: int) -> Place:
     """Return the place, or raise UsageError if the topic has no such partition."""
     if not 0 <= partition < spec.partitions:
-        raise UsageError("No such partition", topic=spec.name, partition=partition, partitions=spec.partitions)
+        raise UsageError("no such partition", topic=spec.name, partition=partition, partitions=spec.partitions)
     return Place(spec.name, partition)
 
 
 def check_deletable(spec: TopicSpec) -> None:
     """Raise UsageError for a topic that is only compacted: Kafka refuses to delete its records by offset (policy violation)."""
     if spec.compacted and spec.retention_s is None:
-        raise UsageError("Records of a compacted topic cannot be deleted by offset", topic=spec.name, hint="send tombstones")
+        raise UsageError("records of a compacted topic cannot be deleted by offset", topic=spec.name, hint="send tombstones")
 
 
 def no_topic(name: str) -> NotFoundError:
     """Return the error for a topic that is not there."""
-    return NotFoundError("No such topic", topic=name, hint="create it with create_topics, or check the federation's name")
+    return NotFoundError("no such topic", topic=name, hint="create it with create_topics, or check the federation's name")
 
 
 def make_draft(
@@ -171,7 +171,7 @@ def make_draft(
     draft = Draft(check_place(spec, chosen), timestamp_ms, key, value, tuple(headers))
     if draft.size_bytes > MAX_RECORD_BYTES:
         hint = f"the bound is {MAX_RECORD_BYTES} bytes; cut larger payloads into chunks"
-        raise UsageError("The record is too large", topic=spec.name, size_bytes=draft.size_bytes, hint=hint)
+        raise UsageError("the record is too large", topic=spec.name, size_bytes=draft.size_bytes, hint=hint)
     if spec.compacted and key is None:
         raise UsageError("A compacted topic takes no record without a key", topic=spec.name)
     return draft

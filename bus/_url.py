@@ -33,7 +33,7 @@ def parse_url(url: str) -> BusUrl:
     """Take a bus URL apart; ConfigurationError says what is wrong with it."""
     scheme, colon, rest = url.partition(":")
     if not colon or scheme not in ("sqlite", "memory", "kafka"):
-        raise ConfigurationError("This is no bus URL", url=repr(url), hint=f"write {FORMS}")
+        raise ConfigurationError("this is no bus URL", url=repr(url), hint=f"write {FORMS}")
     if scheme == "kafka":
         return _parse_kafka(url, rest)
     location, _, query = rest.partition("?")
@@ -43,14 +43,14 @@ def parse_url(url: str) -> BusUrl:
             "A sqlite URL takes a path, not a host", url=repr(url), hint="write sqlite:/the/path or sqlite:path"
         )
     if scheme == "sqlite" and not location:
-        raise ConfigurationError("The sqlite URL names no file", url=repr(url), hint=f"write {FORMS}")
+        raise ConfigurationError("the sqlite URL names no file", url=repr(url), hint=f"write {FORMS}")
     return BusUrl(scheme, unquote(location), federation)
 
 
 def _parse_kafka(url: str, rest: str) -> BusUrl:
     brokers, _, federation = rest.removeprefix("//").partition("/")
     if not rest.startswith("//") or not brokers:
-        raise ConfigurationError("The kafka URL names no broker", url=repr(url), hint=f"write {FORMS}")
+        raise ConfigurationError("the kafka URL names no broker", url=repr(url), hint=f"write {FORMS}")
     return BusUrl("kafka", brokers, unquote(federation) or None)
 
 
@@ -58,11 +58,11 @@ def _federation(url: str, query: str) -> str | None:
     try:
         settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
     except ValueError as error:
-        raise ConfigurationError("The bus URL's settings cannot be read", url=repr(url), hint=f"write {FORMS}") from error
+        raise ConfigurationError("the bus URL's settings cannot be read", url=repr(url), hint=f"write {FORMS}") from error
     federation = settings.pop("federation", None)
     if settings:
         raise ConfigurationError(
-            "Unknown setting in the bus URL", url=repr(url), setting=", ".join(settings), hint=f"write {FORMS}"
+            "unknown setting in the bus URL", url=repr(url), setting=", ".join(settings), hint=f"write {FORMS}"
         )
     return federation or None
 

@@ -151,7 +151,7 @@ class MemoryBus:
 
     def _open_log(self) -> _Log:
         if self._closed:
-            raise UsageError("The bus is closed")
+            raise UsageError("the bus is closed")
         return self._log
 
     def close(self) -> None:

@@ -167,7 +167,7 @@ class SqliteBus:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UsageError("The bus is closed", path=self._path)
+            raise UsageError("the bus is closed", path=self._path)
 
     def close(self) -> None:
         """Let go. Producers and consumers that are open stay usable. Idempotent."""
@@ -185,8 +185,8 @@ class SqliteBus:
 
 def _check_path(path: Path, create: bool) -> None:
     if path.is_dir():
-        raise ConfigurationError("The bus file is a folder", path=path, hint="name a file in it")
+        raise ConfigurationError("the bus file is a folder", path=path, hint="name a file in it")
     if not path.parent.is_dir():
-        raise ConfigurationError("The bus file's folder is not there", path=path, hint=f"make {path.parent} first")
+        raise ConfigurationError("the bus file's folder is not there", path=path, hint=f"make {path.parent} first")
     if not create and not path.exists():
-        raise NotFoundError("No such bus file", path=path, hint="check the name, or create the federation first")
+        raise NotFoundError("no such bus file", path=path, hint="check the name, or create the federation first")

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -558,7 +559,7 @@ def test_f30_garbage_on_every_topic_stops_no_group(make: Make, bus: str, rng: np
         for name in NAMES:
             world.spawn(name)
         for round_ in range(1, 3):
-            eventually(lambda round_=round_: world.federation.head >= round_, what=f"round {round_}")
+            eventually(partial(reached, world, round_), what=f"round {round_}")
             litter(world, rng)
         world.join(server)
         litter(world, rng)
@@ -570,6 +571,10 @@ def test_f30_garbage_on_every_topic_stops_no_group(make: Make, bus: str, rng: np
     assert Counter(said for name, _, said in world.verdicts() if name in NAMES) == {"accepted": 9, "federation-ended": 1}
     # A manifest that cannot be read is worth telling, whoever wrote it.
     world.check(but=frozenset({"snapshots"}))
+
+
+def reached(world: World, round_: int) -> bool:
+    return world.federation.head >= round_
 
 
 def told(event: Any) -> set[bytes]:

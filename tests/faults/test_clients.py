@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from faultkit.buses import AFTER, BEFORE
 from faultkit.faults import Fault
 from faultkit.processes import Child, wait_until
 from faultkit.world import GROUPS, World
+
 from refold.bus.ledger import read_all
 from refold.schemas.events import UpdateAccepted
 
@@ -29,7 +29,7 @@ def test_f05_an_update_sent_before_the_kill_is_sent_again_and_counted_once(world
     world.wait_until_settled()
     world.stop()
     findings = world.assert_sound()
-    world.assert_not_asked_again()
+    world.assert_not_asked_again(findings)
     assert world.faults().total() == len(SENT)
     assert set(findings.reasons) == {"duplicate"}
     assert findings.accepted == 3 * 6

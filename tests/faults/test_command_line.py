@@ -46,6 +46,7 @@ class Programs:
             self._running[group].wait()
             self.start(group)
             wait_until(lambda: lineage().head >= head + 2, f"rounds after {group} was killed", tend=self._world.tend)
+            wait_until(lambda: f"-{self._running[group].pid}-" in self._world.logs(), f"the start of {group}")
         return time.monotonic() - began_s
 
     def __enter__(self):
@@ -61,4 +62,6 @@ class Programs:
 
 def refold_verify(world: World) -> subprocess.CompletedProcess[bytes]:
     """Run the audit as an operator does."""
-    return subprocess.run([sys.executable, "-m", "refold", "verify", "--bus", world.place.url], capture_output=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "refold", "verify", "--bus", world.place.url], capture_output=True, check=False
+    )

@@ -5,17 +5,20 @@ Each process gets one fault at a time: it dies by it, its successor gets the nex
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from faultkit.buses import AFTER, BEFORE
+from faultkit.faults import Fault, both_sides
+from faultkit.processes import FORKS, Child, Place, wait_until
+from faultkit.world import World
 
 import refold
-from faultkit.faults import Fault, both_sides
-from faultkit.processes import Child, wait_until
-from faultkit.world import World
+from refold.schemas.errors import PlaceTakenError
 
 POINTS = {
     "consistency": ("checked/Attempted", "checked/Checked", "updates/offsets"),
@@ -39,7 +42,6 @@ MODEL = {"w": np.zeros((350, 350), "f4"), **{f"t{number:03}": np.zeros(2, "f4") 
 """Large enough for updates, steps and snapshots in chunks, with so many tensors that features have chunks of their own."""
 
 
-
 @pytest.fixture
 def busy(world: World) -> World:
     """Return a federation in which every durable write happens in every round or two."""
@@ -61,12 +63,35 @@ def test_f02_death_at_every_durable_write_loses_and_doubles_nothing(busy: World,
     busy.wait_until_settled()
     busy.stop()
     findings = busy.assert_sound()
-    busy.assert_not_asked_again()
+    busy.assert_not_asked_again(findings)
     hits = busy.faults()
     missed = [str(fault) for faults in wanted.values() for fault in faults if not hits[str(fault)]]
     report(wanted, hits)
     print(f"{hits.total()} deaths, {findings.rounds} rounds, {findings.updates} updates, refused {dict(findings.reasons)}")
     assert not missed, f"never passed: {missed}"
+
+
+CREATE = [Fault(point, side) for point in ("topics/create", "deltas/Chunk", "accepted/Commit") for side in (BEFORE, AFTER)]
+
+
+@pytest.mark.parametrize("fault", CREATE, ids=str)
+def test_f02_a_federation_that_died_being_made_is_made_or_can_be(world: World, fault: Fault):
+    process = FORKS.Process(target=make_federation, args=(world.place, fault))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    if fault == CREATE[-1]:
+        with pytest.raises(PlaceTakenError):
+            make_federation(world.place)
+    else:
+        make_federation(world.place)
+    world.federation = refold.connect(world.place.url)
+    assert world.federation.rebuild(0, start=0).round == 0
+
+
+def make_federation(place: Place, *faults: Fault) -> None:
+    """Make a federation, dying where asked to."""
+    refold.create(place.url, MODEL, bus=place.open(faults)).close()
 
 
 def run_until_all_died(world: World, victims: list[Child], send_nonsense: Iterator[None]) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import refold
 from faultkit.archive import read_topic
 from faultkit.world import GROUPS, Clients, World
+
+import refold
 from refold.bus.ledger import read_all
 from refold.bus.payloads import PayloadReader
 from refold.consumers.audit import Audit

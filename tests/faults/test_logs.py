@@ -6,10 +6,10 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-
-import refold
 from faultkit.processes import wait_until
 from faultkit.world import GROUPS, Clients, World
+
+import refold
 from refold.bus.contract import Place
 from refold.bus.ledger import read_all
 from refold.schemas.canonical import decode
@@ -38,7 +38,11 @@ def test_f13_a_hole_in_checked_is_found_by_its_back_reference_and_filled(world: 
     for group in GROUPS[1:]:
         world.serve(group)
     bus = world.place.open(drop=losing)
-    with refold.connect(world.place.url, bus=bus) as federation, federation.serve(["consistency"]), Clients(world, world.clients):
+    with (
+        refold.connect(world.place.url, bus=bus) as federation,
+        federation.serve(["consistency"]),
+        Clients(world, world.clients),
+    ):
         pass
     world.wait_until_settled()
     world.stop()
@@ -46,7 +50,7 @@ def test_f13_a_hole_in_checked_is_found_by_its_back_reference_and_filled(world: 
     assert not losing.left
     # No deadline asked for a look at the topic's end: only the hole can have told of the update.
     assert findings.accepted == 3 * 4
-    assert decode(losing.lost[-1], Checked).offset in {offset for offset in offsets_of_accepted(world)}
+    assert decode(losing.lost[-1], Checked).offset in set(offsets_of_accepted(world))
 
 
 def offsets_of_accepted(world: World) -> list[int]:
@@ -84,8 +88,9 @@ MOVES = {
     "deleted": "DELETE FROM group_offsets",
     "reset": "UPDATE group_offsets SET next_offset = 0",
     "moved to the end": "UPDATE group_offsets SET next_offset = 1000000",
-    "made up": "INSERT OR REPLACE INTO group_offsets SELECT DISTINCT substr(t.name, 1, instr(t.name, '.')) || g.column1, place_id,"
-    " p.next_offset, '' FROM partitions p JOIN topics t USING (topic_id),"
+    "made up": "INSERT OR REPLACE INTO group_offsets"
+    " SELECT DISTINCT substr(t.name, 1, instr(t.name, '.')) || g.column1, place_id, p.next_offset, ''"
+    " FROM partitions p JOIN topics t USING (topic_id),"
     " (VALUES ('consistency'), ('detection'), ('aggregation'), ('snapshots')) g",
 }
 

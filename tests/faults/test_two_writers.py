@@ -7,11 +7,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from faultkit.buses import AFTER
 from faultkit.faults import LOSE, Fault, freeze_request
 from faultkit.processes import Child, wait_until
 from faultkit.world import GROUPS, Clients, World
+
 from refold.bus.ledger import read_all
 from refold.schemas.commits import Chain
 from refold.schemas.events import UpdateAccepted

@@ -108,7 +108,7 @@ def test_no_verb_prints_help_and_is_a_usage_error(refold_: Shell) -> None:
         (["--bus", "sqlite:x", "log"], 2, "options come after the verb"),
         (["log"], 78, "no bus is named"),
         (["log", "--bus", "nonsense"], 78, "no bus URL"),
-        (["log", "--bus", "sqlite:absent.db"], 4, "No such bus file"),
+        (["log", "--bus", "sqlite:absent.db"], 4, "no such bus file"),
         (["verify", "--bus", "sqlite:absent.db"], 4, "absent.db"),
         (["rebuild", "--bus", "sqlite:absent.db", "-o", "x.txt"], 2, ".safetensors or .npz"),
         (["enroll", "c9", "--bus", "sqlite:absent.db"], 2, "--key or --new-key"),

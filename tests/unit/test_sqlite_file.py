@@ -83,7 +83,7 @@ def test_a_missing_folder_a_folder_and_a_missing_file_are_told_apart(tmp_path):
         SqliteBus(tmp_path / "none" / "bus.db")
     with pytest.raises(ConfigurationError, match="is a folder"):
         SqliteBus(tmp_path)
-    with pytest.raises(NotFoundError, match="No such bus file"):
+    with pytest.raises(NotFoundError, match="no such bus file"):
         open_bus(f"sqlite:{tmp_path}/typo.db", create=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -53,6 +53,8 @@ class Findings:
         Everything sent has its verdict, every verdict is covered by `rounds`.
     reasons
         How often each reason was given.
+    refused
+        Digests of updates that were refused, repeats of others left out.
     """
 
     violations: list[str] = field(default_factory=list)
@@ -62,6 +64,7 @@ class Findings:
     rounds: int = 0
     settled: bool = False
     reasons: Counter[str] = field(default_factory=Counter)
+    refused: set[bytes] = field(default_factory=set)
     states: dict[int, list[Any]] = field(default_factory=dict)
 
     def demand(self, holds: bool, what: str) -> None:
@@ -164,6 +167,7 @@ def _check_verdicts(findings: Findings, accepted: list[Step], sent: list[Kept]) 
         elif isinstance(event, UpdateRejected):
             findings.reasons.update(event.reasons)
             origin = event.origin
+            findings.refused |= {origin.digest} if "duplicate" not in event.reasons else set()
             row = [
                 source
                 for source, digest in digests.items()
@@ -179,7 +183,9 @@ def _check_verdicts(findings: Findings, accepted: list[Step], sent: list[Kept]) 
         findings.demand(source in digests, f"a verdict on nothing at {source}")
     nobody = Counter(source[0] for source in digests if source not in verdicts)
     for partition, count in anonymous.items():
-        findings.demand(count <= nobody[partition], f"{count} unattributed in partition {partition}, {nobody[partition]} are there")
+        findings.demand(
+            count <= nobody[partition], f"{count} unattributed in partition {partition}, {nobody[partition]} are there"
+        )
     return sum(verdicts.values()) + anonymous.total()
 
 
@@ -257,7 +263,9 @@ def _check_rounds(findings: Findings, accepted: list[Step], rounds: list[Step]) 
     findings.rounds = len(made)
     findings.demand([event.round for event in made] == list(range(1, len(made) + 1)), "rounds are not made in order, once each")
     for event in made:
-        findings.demand(event.round in closed and event.members == closed[event.round].members, f"round {event.round} was not closed so")
+        findings.demand(
+            event.round in closed and event.members == closed[event.round].members, f"round {event.round} was not closed so"
+        )
 
 
 def _check_receipts(findings: Findings, accepted: list[Step], rounds: list[Step]) -> None:
@@ -273,7 +281,9 @@ def _check_receipts(findings: Findings, accepted: list[Step], rounds: list[Step]
     for step in rounds:
         position = step.commit.position
         known = heads.get(position.accepted_index)
-        findings.demand(known == position.accepted_hash, f"`rounds` covers an `accepted` that is not there: {position.accepted_index}")
+        findings.demand(
+            known == position.accepted_hash, f"`rounds` covers an `accepted` that is not there: {position.accepted_index}"
+        )
         for event in step.events:
             for receipt in event.receipts if isinstance(event, Receipts) else ():
                 if receipt.outcome == "accepted":
@@ -290,7 +300,8 @@ def _after(accepted: list[Step], index: int) -> bool:
     """Whether there is anything behind an index that `rounds` must cover."""
     kinds = (Genesis, RoundClosed, FederationEnded, UpdateAccepted, UpdateRejected)
     return any(
-        number >= index and isinstance(event, kinds)
+        number >= index
+        and isinstance(event, kinds)
         and not (isinstance(event, UpdateRejected) and "duplicate" in event.reasons)
         for step in accepted
         for number, event in enumerate(step.events, step.commit.first_index)

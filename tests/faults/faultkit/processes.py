@@ -33,9 +33,7 @@ from refold.bus.sqlite import SqliteBus
 from refold.schemas.errors import RefoldError
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["refold.federation", "refold.consumers.server", "refold.producers.client", "refold.bus.sqlite"]
-)
+FORKS.set_forkserver_preload(["refold.federation", "refold.consumers.server", "refold.producers.client", "refold.bus.sqlite"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +183,8 @@ class Child:
     @property
     def pid(self) -> int:
         """The process id of this life."""
-        assert self._process is not None and self._process.pid is not None
+        assert self._process is not None
+        assert self._process.pid is not None
         return self._process.pid
 
     @property

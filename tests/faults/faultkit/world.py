@@ -17,6 +17,7 @@ import refold
 from faultkit.checker import Findings, check
 from faultkit.faults import Fault
 from faultkit.processes import Child, Place, serve, train, wait_until, work
+from refold.consumers.audit import Audit
 from refold.producers.lineage import LineageReader
 from refold.schemas.keys import SigningKey
 
@@ -102,9 +103,7 @@ class World:
     def wait_for_round(self, round_: int, *, timeout_s: float = 60.0) -> float:
         """Wait until a round is made, starting again what was killed; return how long it took."""
         with self.following() as lineage:
-            return wait_until(
-                lambda: lineage().head >= round_, f"round {round_}", timeout_s=timeout_s, tend=self.tend
-            )
+            return wait_until(lambda: lineage().head >= round_, f"round {round_}", timeout_s=timeout_s, tend=self.tend)
 
     @contextmanager
     def following(self) -> Iterator[Any]:
@@ -132,10 +131,12 @@ class World:
         return check(self.fed.bus, self.fed.name, self.place.archive, **settings)
 
     def assert_sound(self) -> Findings:
-        """Assert that all invariants hold, and that replay gives what the log says, by any way."""
+        """Assert that all invariants hold, by this checker and by Refold's own, and that replay gives what the log says."""
         findings = self.check()
         assert not findings.violations, "\n".join([*findings.violations, self.logs()])
         assert findings.settled, findings
+        audited = [finding for finding in Audit(self.fed.bus, self.fed.topics).run() if finding.is_broken]
+        assert not audited, audited
         self.assert_rebuilds(findings)
         return findings
 
@@ -147,17 +148,17 @@ class World:
                 for held, wanted in zip(state.parameters, arrays, strict=True):
                     assert held.tobytes() == wanted.astype(held.dtype).tobytes(), f"round {round_} from {start}"
 
-    def assert_not_asked_again(self) -> int:
-        """Assert that no client was asked for work whose update it had kept; return how many tasks there were."""
+    def assert_not_asked_again(self, findings: Findings) -> int:
+        """Assert that no client was asked again for work that it kept and that was not refused; return how many tasks were."""
         kept: set[tuple[str, ...]] = set()
         tasks = 0
         for line in self.place.tasks.read_text().splitlines():
-            what, *task = line.split()[:4]
-            if what == "kept":
-                kept.add(tuple(task))
-            else:
+            what, client, round_, kind, *digest = line.split()
+            if what == "asked":
                 tasks += 1
-                assert tuple(task) not in kept, f"asked again: {task}"
+                assert (client, round_, kind) not in kept, f"asked again: {line}"
+            elif bytes.fromhex(digest[0]) not in findings.refused:
+                kept.add((client, round_, kind))
         return tasks
 
     def faults(self) -> Counter[str]:
