@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refold.federation import Federation, connect, create
+    from refold.federation import Federation, connect
+    from refold.founding import create
     from refold.plan import Plan
     from refold.schemas.errors import RefoldError
     from refold.schemas.events import SnapshotPolicy
@@ -28,7 +29,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Federation": "refold.federation",
     "connect": "refold.federation",
-    "create": "refold.federation",
+    "create": "refold.founding",
     "Plan": "refold.plan",
     "RefoldError": "refold.schemas.errors",
     "SnapshotPolicy": "refold.schemas.events",

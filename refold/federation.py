@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any, Self
 
 from refold.bus import open_bus, parse_url
 from refold.bus.clock import SystemClock
-from refold.bus.contract import Bus, Place
-from refold.bus.ledger import LedgerReader, LedgerWriter
-from refold.bus.payloads import PayloadReader, send_payload
+from refold.bus.contract import Bus
+from refold.bus.ledger import LedgerReader
+from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics, federations_in
 from refold.consumers.attached import GENESIS, LEDGERS, Context, Handler, Subscription
 from refold.consumers.audit.findings import Progress
@@ -20,26 +19,17 @@ from refold.consumers.audit.run import Audit, Report, silent
 from refold.consumers.commands import send_command
 from refold.consumers.detectors import Ensemble
 from refold.consumers.features import Features
-from refold.consumers.planning import plan_round
 from refold.consumers.server import GROUPS, Server, read_genesis
-from refold.keyring import Keyring, key_folder, secret_digest
-from refold.plan import Plan
+from refold.keyring import Keyring, key_folder
 from refold.producers.client import Client
 from refold.producers.history import History
 from refold.producers.outbox import Outbox
 from refold.schemas.canonical import Scalar
 from refold.schemas.checks import EndFederation, EnrolClient
-from refold.schemas.codec import encode_raw
-from refold.schemas.commits import Position
-from refold.schemas.errors import NotFoundError, PlaceTakenError, UsageError
-from refold.schemas.events import Defence, Genesis, SnapshotPolicy, UpdateAccepted, UpdateRejected
+from refold.schemas.errors import NotFoundError, UsageError
+from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
 from refold.schemas.keys import SigningKey
-from refold.schemas.layout import Layout
-from refold.schemas.plans import PlanPolicy, settings
-from refold.state.model_state import ModelState, initial_state
-from refold.state.optimizers import FedAvg, Optimizer
-
-DEFENCES = ("all", "consistency", "none")
+from refold.state.model_state import ModelState
 
 
 class Federation:
@@ -297,128 +287,3 @@ def connect(url: str, *, keys: str | Path | None = None, bus: Bus | None = None)
         hint = "make one with `refold init`" if not found else "name one in the URL: sqlite:FILE?federation=NAME"
         raise NotFoundError(f"no federation{f' {wanted!r}' if wanted else ' chosen'} on this bus; there: {there}", hint=hint)
     return Federation(bus, wanted, key_folder(url, keys))
-
-
-def create(
-    url: str,
-    initial: Mapping[str, Any],
-    *,
-    optimizer: Optimizer | None = None,
-    plan: Plan | None = None,
-    snapshots: SnapshotPolicy | None = None,
-    defence: str = "all",
-    partitions: int = 4,
-    keys: str | Path | None = None,
-    rules: Mapping[str, str] | None = None,
-    bus: Bus | None = None,
-) -> Federation:
-    """Make a federation: topics, initial state, genesis.
-
-    Durable steps: 1. keys; 2. topics; 3. the initial state's chunks; 4. genesis, one commit. A crash before 4. leaves a bus
-    without a federation, and `create` can be called again.
-
-    Parameters
-    ----------
-    initial
-        Round 0: arrays or tensors by name, float32 or integers, as ``model.state_dict()`` gives them.
-    optimizer
-        The server's; FedAvg if None.
-    snapshots
-        Every how many rounds, and how many are kept; every 10 and 3 if None.
-    defence
-        ``all``; ``consistency`` without anomaly detection; ``none`` for comparisons: integrity checks alone.
-    partitions
-        Of the topics that are spread over clients.
-    rules
-        How integer tensors combine, by name: ``max``, ``sum`` or ``last``.
-
-    Raises
-    ------
-    PlaceTakenError
-        There is such a federation already.
-    UsageError
-        A tensor, setting or name that cannot be used.
-    """
-    if defence not in DEFENCES:
-        raise UsageError(f"defence {defence!r} is not one of {', '.join(DEFENCES)}")
-    policy = (plan or Plan()).policy()
-    state = initial_state(initial, rules)
-    bus = bus or open_bus(url)
-    name = parse_url(url).federation or _default_name(url)
-    federation = Federation(bus, name, key_folder(url, keys))
-    if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):
-        raise PlaceTakenError(f"there is a federation {name!r} on this bus", hint="connect to it, or choose another name")
-    # 1. Keys.
-    operator, secret = federation.keyring.create()
-    # 2. Topics.
-    bus.create_topics(federation.topics.specs(partitions))
-    # 3. and 4. The initial state and genesis.
-    _write_genesis(
-        federation,
-        state,
-        policy=policy,
-        optimizer=optimizer or FedAvg(),
-        snapshots=snapshots or SnapshotPolicy(10, 3),
-        defence=Defence(defence, settings({})),
-        operator=operator.public,
-        secret=secret,
-        partitions=partitions,
-    )
-    return federation
-
-
-def _write_genesis(
-    federation: Federation,
-    state: ModelState,
-    *,
-    policy: PlanPolicy,
-    optimizer: Optimizer,
-    snapshots: SnapshotPolicy,
-    defence: Defence,
-    operator: bytes,
-    secret: bytes,
-    partitions: int,
-) -> None:
-    bus, topics, clock = federation.bus, federation.topics, SystemClock()
-    with bus.producer() as producer:
-        chunks = encode_raw(state.parameters, Layout.of(state.schema))
-        sent = send_payload(producer, topics.deltas, partitions, chunks, key=state.schema.digest)
-        producer.flush()
-    tree = state.tree()
-    genesis = Genesis(
-        topics.federation,
-        state.schema,
-        sent.placed(),
-        tree.parameters_digest,
-        tree.state_digest,
-        policy,
-        plan_round(policy, 1, tuple(0 for _ in state.schema.tensors), ()),
-        optimizer.name,
-        optimizer.settings(),
-        snapshots,
-        defence,
-        (operator,),
-        secret_digest(secret),
-        clock.wall_ms(),
-    )
-    reader = LedgerReader(bus, topics.accepted)
-    writer = LedgerWriter(bus, reader, writer="create", clock=clock)
-    try:
-        for _ in reader.read_to_end():
-            pass
-        if reader.chain.commits or not writer.append((genesis,), Position()).taken:
-            raise PlaceTakenError(f"there is a federation {topics.federation!r} on this bus", hint="connect to it")
-    finally:
-        writer.close()
-        reader.close()
-
-
-def _has_log(bus: Bus, topics: Topics) -> bool:
-    return bus.end_offset(Place(topics.accepted, 0)) > 0
-
-
-def _default_name(url: str) -> str:
-    """Return a federation's name where the URL has none: the file's own, as far as its letters allow."""
-    location = parse_url(url).location
-    stem = Path(location).stem if location else "federation"
-    return re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:64] or "federation"

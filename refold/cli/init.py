@@ -11,7 +11,8 @@ import numpy as np
 
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json
-from refold.federation import DEFENCES, Federation, create
+from refold.federation import Federation
+from refold.founding import DEFENCES, create
 from refold.plan import Plan
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import ConfigurationError, NotFoundError, UsageError

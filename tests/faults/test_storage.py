@@ -27,7 +27,7 @@ from refold.producers import outbox
 from refold.schemas.errors import StorageFullError
 
 MODEL = {"w": np.zeros((350, 350), "f4")}
-FULL = "the disk behind the bus is full"
+FULL = "disk behind the bus is full"
 
 
 def test_f24_a_full_disk_stops_the_bus_until_there_is_room(world: World, tmp_path: Path):

@@ -1,0 +1,141 @@
+"""Making a federation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refold.bus import open_bus, parse_url
+from refold.bus.clock import SystemClock
+from refold.bus.contract import Bus, Place
+from refold.bus.ledger import LedgerReader, LedgerWriter
+from refold.bus.payloads import send_payload
+from refold.bus.topics import Topics
+from refold.consumers.planning import plan_round
+from refold.federation import Federation
+from refold.keyring import key_folder, secret_digest
+from refold.plan import Plan
+from refold.schemas.codec import encode_raw
+from refold.schemas.commits import Position
+from refold.schemas.errors import PlaceTakenError, UsageError
+from refold.schemas.events import Defence, Genesis, SnapshotPolicy
+from refold.schemas.layout import Layout
+from refold.schemas.payload import Payload
+from refold.schemas.plans import settings
+from refold.state.model_state import ModelState, initial_state
+from refold.state.optimizers import FedAvg, Optimizer
+
+DEFENCES = ("all", "consistency", "none")
+
+
+def create(
+    url: str,
+    initial: Mapping[str, Any],
+    *,
+    optimizer: Optimizer | None = None,
+    plan: Plan | None = None,
+    snapshots: SnapshotPolicy | None = None,
+    defence: str = "all",
+    partitions: int = 4,
+    keys: str | Path | None = None,
+    rules: Mapping[str, str] | None = None,
+    bus: Bus | None = None,
+) -> Federation:
+    """Make a federation: topics, initial state, genesis.
+
+    Durable steps: 1. keys; 2. topics; 3. the initial state's chunks; 4. genesis, one commit. A crash before 4. leaves a bus
+    without a federation, and `create` can be called again.
+
+    Parameters
+    ----------
+    initial
+        Round 0: arrays or tensors by name, float32 or integers, as ``model.state_dict()`` gives them.
+    optimizer
+        The server's; FedAvg if None.
+    snapshots
+        Every how many rounds, and how many are kept; every 10 and 3 if None.
+    defence
+        ``all``; ``consistency`` without anomaly detection; ``none`` for comparisons: integrity checks alone.
+    partitions
+        Of the topics that are spread over clients.
+    rules
+        How integer tensors combine, by name: ``max``, ``sum`` or ``last``.
+
+    Raises
+    ------
+    PlaceTakenError
+        There is such a federation already.
+    UsageError
+        A tensor, setting or name that cannot be used.
+    """
+    if defence not in DEFENCES:
+        raise UsageError(f"defence {defence!r} is not one of {', '.join(DEFENCES)}")
+    policy = (plan or Plan()).policy()
+    state = initial_state(initial, rules)
+    bus = bus or open_bus(url)
+    name = parse_url(url).federation or _default_name(url)
+    federation = Federation(bus, name, key_folder(url, keys))
+    if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):
+        raise PlaceTakenError(f"there is a federation {name!r} on this bus", hint="connect to it, or choose another name")
+    # 1. Keys.
+    operator, secret = federation.keyring.create()
+    # 2. Topics.
+    bus.create_topics(federation.topics.specs(partitions))
+    # 3. The initial state.
+    sent = _send_initial(federation, state, partitions)
+    # 4. Genesis.
+    tree, rule = state.tree(), optimizer or FedAvg()
+    genesis = Genesis(
+        name,
+        state.schema,
+        sent,
+        tree.parameters_digest,
+        tree.state_digest,
+        policy,
+        plan_round(policy, 1, tuple(0 for _ in state.schema.tensors), ()),
+        rule.name,
+        rule.settings(),
+        snapshots or SnapshotPolicy(10, 3),
+        Defence(defence, settings({})),
+        (operator.public,),
+        secret_digest(secret),
+        SystemClock().wall_ms(),
+    )
+    _write_genesis(federation, genesis)
+    return federation
+
+
+def _send_initial(federation: Federation, state: ModelState, partitions: int) -> Payload:
+    """Write the initial state's chunks to `deltas` and return where they lie."""
+    with federation.bus.producer() as producer:
+        chunks = encode_raw(state.parameters, Layout.of(state.schema))
+        sent = send_payload(producer, federation.topics.deltas, partitions, chunks, key=state.schema.digest)
+        producer.flush()
+    return sent.placed()
+
+
+def _write_genesis(federation: Federation, genesis: Genesis) -> None:
+    bus, topics = federation.bus, federation.topics
+    reader = LedgerReader(bus, topics.accepted)
+    writer = LedgerWriter(bus, reader, writer="create", clock=SystemClock())
+    try:
+        for _ in reader.read_to_end():
+            pass
+        if reader.chain.commits or not writer.append((genesis,), Position()).taken:
+            raise PlaceTakenError(f"there is a federation {topics.federation!r} on this bus", hint="connect to it")
+    finally:
+        writer.close()
+        reader.close()
+
+
+def _has_log(bus: Bus, topics: Topics) -> bool:
+    return bus.end_offset(Place(topics.accepted, 0)) > 0
+
+
+def _default_name(url: str) -> str:
+    """Return a federation's name where the URL has none: the file's own, as far as its letters allow."""
+    location = parse_url(url).location
+    stem = Path(location).stem if location else "federation"
+    return re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:64] or "federation"
