@@ -1,8 +1,8 @@
 """Seconds for a round: clients submit, all groups work, the next round begins. No local training.
 
-Ten clients (one process, a thread each) send deltas of a normal distribution; all groups run in one other process, whose CPU time
-and memory are measured. The peer, in the same run, is the least that federated averaging can do on this disk: each client's
-float32 parameters written to a file and synced, read back and averaged, with no log, checks, signatures or digests.
+Ten clients (one process, a thread each) send deltas of a normal distribution; all groups run in one other process, whose CPU
+time and memory are measured. The peer, in the same run, is the least that federated averaging can do on this disk: each
+client's float32 parameters written to a file and synced, read back and averaged, with no log, checks, signatures or digests.
 
     python benchmarks/round.py [--parameters 1000000] [--clients 10] [--rounds 8] [--bus URL] [--json]
 """

@@ -23,7 +23,15 @@ from refold.consumers.detection import Detection
 from refold.consumers.detectors import Ensemble
 from refold.consumers.inspection import Inspector
 from refold.consumers.snapshots import Snapshots
-from refold.schemas.errors import BusError, FencedError, IntegrityError, NotFoundError, PlaceTakenError, TryAgainError, UsageError
+from refold.schemas.errors import (
+    BusError,
+    FencedError,
+    IntegrityError,
+    NotFoundError,
+    PlaceTakenError,
+    TryAgainError,
+    UsageError,
+)
 from refold.schemas.events import Genesis
 
 log = logging.getLogger("refold.server")
@@ -64,7 +72,9 @@ def read_genesis(bus: Bus, topics: Topics) -> Genesis:
                 return entry.events[0]
         if reader.chain.skipped:
             raise IntegrityError(
-                "no record of the log begins its chain", topic=topics.accepted, hint="it was damaged; `refold verify` says where"
+                "no record of the log begins its chain",
+                topic=topics.accepted,
+                hint="it was damaged; `refold verify` says where",
             )
     finally:
         reader.close()

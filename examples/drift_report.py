@@ -1,7 +1,7 @@
 """An attached consumer: how far each client's updates lie from the others', as a CSV that survives kills.
 
-Start it whenever you like: it replays the log from genesis, then follows. Kill it and start it again: it goes on where it stopped.
-The federation does not notice it, however slow it is. The core is five lines::
+Start it whenever you like: it replays the log from genesis, then follows. Kill it and start it again: it goes on where it
+stopped. The federation does not notice it, however slow it is. The core is five lines::
 
     federation = refold.connect("sqlite:hospital.db")
     @federation.consumer("drift-report", topic="accepted")

@@ -39,7 +39,12 @@ def test_the_readme_shows_the_quickstart_as_it_is() -> None:
 
 def test_the_quickstart_learns_and_rebuilds(tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, ROOT / "examples" / "quickstart.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, ROOT / "examples" / "quickstart.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     accuracies = [float(found) for found in re.findall(r"accuracy ([0-9.]+)", run.stdout)]
     assert len(accuracies) == 3

@@ -86,6 +86,9 @@ def test_f02_a_federation_that_died_being_made_is_made_or_can_be(world: World, f
     else:
         make_federation(world.place)
     world.federation = refold.connect(world.place.url)
+    world.serve("aggregation")
+    with world.following() as lineage:
+        wait_until(lambda: lineage().opened is not None, "the opening", tend=world.tend)
     assert world.federation.rebuild(0, start=0).round == 0
 
 
