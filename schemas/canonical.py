@@ -2,7 +2,8 @@
 
 A record is the array ``[number, version, field, field, …]``; a record inside another is the array of its fields alone, governed
 by the outer version. Only nil, bool, int, float64, str, bin and array occur; maps and extensions are refused. Decoding
-re-encodes what it read and compares, so that no two byte strings mean the same record and a digest of the bytes is a digest of the record.
+re-encodes what it read and compares, so that no two byte strings mean the same record and a digest of the bytes is a digest of
+the record.
 
 Bounds: `MAX_RECORD_BYTES` a record, `MAX_ITEMS` an array, so decoding takes at most about 64 times the record's size in memory.
 """
