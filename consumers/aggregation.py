@@ -18,6 +18,7 @@ from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
 from refold.bus.payloads import PayloadReader, send_payload
 from refold.bus.topics import Topics
 from refold.consumers.accepted import OpenUpdates, aggregate
+from refold.consumers.alerts import Alerts
 from refold.consumers.standby import Standby
 from refold.producers.history import History
 from refold.schemas.commits import Position
@@ -74,6 +75,7 @@ class _Active:
         self._producer = bus.producer()
         self._steps = bus.topics()[topics.steps].partitions
         self._writer = LedgerWriter(bus, self._history.rounds.reader, writer=member, clock=clock)
+        self._alerts = Alerts(bus, topics, clock)
         self._open = OpenUpdates()
         self._state: ModelState | None = None
 
@@ -131,12 +133,25 @@ class _Active:
         step = compute_step(state, aggregate(self._genesis.schema, members, self._deltas), optimizer)
         if isinstance(step, Void):
             self._state = state
+            self._warn_of_void(closed.round, step)
             return _void(closed, state, f"tensor {step.tensor!r}: {step.reason}")
+        if step.saturated:
+            self._warn_of_saturation(closed.round, step)
         # 2. Its chunks.
         parameters, slots = self._write(step, closed.round)
         step.apply(state, round_=closed.round)
         self._state = state
         return _applied(closed, state, step, parameters, slots)
+
+    def _warn_of_void(self, round_: int, void: Void) -> None:
+        what = f"round {round_} is void: tensor {void.tensor!r}: {void.reason}"
+        self._alerts.raise_(
+            "round", "error", what, "the model stays as it was; `refold show` names the round's members", round_
+        )
+
+    def _warn_of_saturation(self, round_: int, step: Step) -> None:
+        what = f"{step.saturated} optimizer slots of round {round_} reached the end of their lattice and stay there"
+        self._alerts.raise_("optimizer", "warning", what, "deltas grew far beyond those of the first round", round_)
 
     def _state_of(self, round_: int) -> ModelState:
         state, self._state = self._state, None
@@ -168,7 +183,7 @@ class _Active:
             )
 
     def close(self) -> None:
-        close_all(self._history, self._accepted, self._deltas, self._producer, self._writer)
+        close_all(self._history, self._accepted, self._deltas, self._producer, self._writer, self._alerts)
 
 
 def _opened(genesis: Genesis) -> FederationOpened:
