@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,17 +45,13 @@ def archiver(path: Path, short: str = "updates") -> Callable[[Bus, Place, int], 
 
 def all_events(bus: Bus, topic: str, path: Path | None) -> list[Kept]:
     """Return every event record that ever lay in a topic, chunks left out, by partition and offset."""
-    found: dict[tuple[int, int], bytes] = {}
+    # The topic first: what is deleted meanwhile is in the archive by then.
+    there = [record for record in read_topic(bus, topic) if not is_chunk(record.headers)]
+    found = {(record.partition, record.offset): record.value or b"" for record in there}
     if path is not None and path.exists():
-        connection = sqlite3.connect(path)
-        for partition, offset, value in connection.execute(
-            "SELECT partition, offset, value FROM records WHERE topic = ?", (topic,)
-        ):
-            found[partition, offset] = value
-        connection.close()
-    for record in read_topic(bus, topic):
-        if not is_chunk(record.headers):
-            found[record.partition, record.offset] = record.value or b""
+        with closing(sqlite3.connect(path, timeout=30)) as connection:
+            rows = connection.execute("SELECT partition, offset, value FROM records WHERE topic = ?", (topic,)).fetchall()
+        found |= {(partition, offset): value for partition, offset, value in rows}
     return [Kept(*place, value) for place, value in sorted(found.items())]
 
 

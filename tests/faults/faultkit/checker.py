@@ -6,6 +6,7 @@ arithmetic. Of Refold it uses the record types, the decoding of a client's delta
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,9 @@ def _check_verdicts(findings: Findings, accepted: list[Step], sent: list[Kept]) 
     """I1: exactly one verdict for every update. Returns how many have theirs."""
     verdicts: Counter[Source] = Counter()
     digests = {(kept.partition, kept.offset): _digest(kept.value) for kept in sent}
+    copies: dict[tuple[int, bytes | None], list[Source]] = {}
+    for source, digest in digests.items():
+        copies.setdefault((source[0], digest), []).append(source)
     anonymous: Counter[int] = Counter()
     for event in _all(accepted):
         if isinstance(event, UpdateAccepted):
@@ -168,11 +172,8 @@ def _check_verdicts(findings: Findings, accepted: list[Step], sent: list[Kept]) 
             findings.reasons.update(event.reasons)
             origin = event.origin
             findings.refused |= {origin.digest} if "duplicate" not in event.reasons else set()
-            row = [
-                source
-                for source, digest in digests.items()
-                if source[0] == origin.partition and origin.offset <= source[1] <= event.last_offset and digest == origin.digest
-            ]
+            of_this = copies.get((origin.partition, origin.digest), ())
+            row = [source for source in of_this if origin.offset <= source[1] <= event.last_offset]
             findings.demand(len(row) == event.count, f"a row of {event.count} refusals names {len(row)} updates: {origin}")
             verdicts.update(row)
         elif isinstance(event, Unattributed):
@@ -203,26 +204,29 @@ def _digest(manifest: bytes) -> bytes | None:
 
 def _check_positions(findings: Findings, accepted: list[Step], sent: list[Kept]) -> None:
     """I8: no commit's position is ahead of its verdicts, and none goes back."""
-    judged: dict[int, int] = {}
-    before: dict[int, int] = {}
+    judged: Counter[int] = Counter()
+    before: Counter[int] = Counter()
+    offsets: dict[int, list[int]] = {}
+    for kept in sent:
+        offsets.setdefault(kept.partition, []).append(kept.offset)
     for step in accepted:
         for event in step.events:
             if isinstance(event, UpdateAccepted):
-                judged[event.origin.partition] = judged.get(event.origin.partition, 0) + 1
+                judged[event.origin.partition] += 1
             elif isinstance(event, UpdateRejected):
-                judged[event.origin.partition] = judged.get(event.origin.partition, 0) + event.count
+                judged[event.origin.partition] += event.count
             elif isinstance(event, Unattributed):
-                judged[event.partition] = judged.get(event.partition, 0) + event.count
+                judged[event.partition] += event.count
         for part in step.commit.position.updates:
-            known = [kept.offset for kept in sent if kept.partition == part.partition]
+            known = offsets.get(part.partition, [])
             runs = [(0, part.next_offset - 1), *part.judged_above]
-            covered = sum(any(first <= offset <= last for first, last in runs) for offset in known)
+            covered = sum(bisect_right(known, last) - bisect_left(known, first) for first, last in runs)
             findings.demand(
-                covered == judged.get(part.partition, 0),
+                covered == judged[part.partition],
                 f"commit {step.commit.first_index} covers {covered} updates of partition {part.partition}, "
-                f"{judged.get(part.partition, 0)} have a verdict",
+                f"{judged[part.partition]} have a verdict",
             )
-            findings.demand(part.next_offset >= before.get(part.partition, 0), f"position of {part.partition} went back")
+            findings.demand(part.next_offset >= before[part.partition], f"position of {part.partition} went back")
             before[part.partition] = part.next_offset
 
 
