@@ -1,7 +1,8 @@
 """How fast and how small the codecs are, beside zstd level 1 alone on the raw float32 bytes.
 
 Megabytes per second count float32 bytes of the model, in one thread, on heavy-tailed deltas; the ratio of sizes is raw / coded
-(larger is better). ``encode`` takes a trained tensor and the base's integers, ``decode`` ends with checked integers.
+(larger is better). ``encode`` takes a trained tensor and the base's integers, ``decode`` ends with checked integers. ``topk``
+has a residual of as much again to add, and its delta falls to the share named.
 
     python benchmarks/codec.py [--parameters N] [--repeats N] [--json]
 """
@@ -22,7 +23,9 @@ import zstandard
 
 from refold.schemas.codec import encode_floats, encode_integers
 from refold.schemas.layout import Layout
-from refold.state.delta import EXACT, FLOAT32, GRID, decode_update, delta_of
+from refold.schemas.topk import encode_sparse
+from refold.state.delta import EXACT, FLOAT32, GRID, TOPK, decode_update, delta_of
+from refold.state.largest import SparseDelta, sparse_delta
 from refold.state.model_state import initial_state
 
 CLIENT_SPREAD = 1e-3
@@ -72,6 +75,14 @@ def measure(parameters: int, repeats: int) -> dict[str, Any]:
     grid = delta_of(state, local).exponents
     record(GRID, lambda: list(encode_integers(delta_of(state, local).arrays, layout)), drain(GRID, grid))
     record(EXACT, lambda: list(encode_integers(delta_of(state, local, exact=True).arrays, layout)), drain(EXACT, (0,)))
+    rest = np.rint(CLIENT_SPREAD * rng.standard_t(5, parameters) * 2.0 ** state.schema.tensors[0].exponent).astype(np.int32)
+    for ppm in (10_000, 1_000):
+        # The residual is read from disk for every update, and overwritten: a copy stands for the read.
+        def sparse(ppm: int = ppm) -> SparseDelta:
+            return sparse_delta(state, local, rest=[rest.copy()], density_ppm=ppm)
+
+        exponents = sparse().exponents
+        record(f"{TOPK} {ppm / 10_000:g} %", lambda s=sparse: list(encode_sparse(s().tensors, layout)), drain(TOPK, exponents))
     record(FLOAT32, lambda: list(encode_floats([change], layout)), drain(FLOAT32, (0,)))
     compressor, decompressor = zstandard.ZstdCompressor(level=1), zstandard.ZstdDecompressor()
     raw = change.tobytes()

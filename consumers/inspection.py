@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from refold.consumers.features import FeatureExtractor, Features
+from refold.consumers.features import ZEROS, FeatureExtractor, Features
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import Genesis
 from refold.schemas.layout import Layout
 from refold.schemas.model import ModelSchema
+from refold.schemas.topk import most_bytes, most_entries
 from refold.schemas.updates import KINDS, TRAIN, ClientUpdate, UpdateBody
-from refold.state.delta import check_exponents, decode_update
+from refold.state.delta import TOPK, check_exponents, decode_update
 
 MAX_MANIFEST_BYTES = 400_000
 """A manifest fits into what consistency says of it, beside its features, and that into one record."""
@@ -23,18 +24,27 @@ MAX_MANIFEST_BYTES = 400_000
 
 @dataclass(frozen=True, slots=True)
 class Inspector:
-    """Checks updates of one federation."""
+    """Checks updates of one federation.
+
+    Parameters
+    ----------
+    entries
+        The most entries of float tensors that an update may carry; None where updates carry all of them.
+    """
 
     federation: str
     schema: ModelSchema
     layout: Layout
     extractor: FeatureExtractor
+    entries: int | None
 
     @classmethod
     def of(cls, genesis: Genesis, secret: bytes) -> Inspector:
         """Return the inspector of a federation."""
         schema = genesis.schema
-        return cls(genesis.federation, schema, Layout.of(schema), FeatureExtractor(schema, secret))
+        extractor, policy = FeatureExtractor(schema, secret), genesis.policy
+        entries = most_entries(extractor.count, policy.density_ppm) if policy.codec == TOPK else None
+        return cls(genesis.federation, schema, Layout.of(schema), extractor, entries)
 
     def open(self, value: bytes | None) -> ClientUpdate:
         """Decode a manifest.
@@ -66,19 +76,28 @@ class Inspector:
             raise InvalidRecord("schema", "made for a model of other tensors, shapes or dtypes")
         if body.kind != TRAIN:
             return
-        check_exponents(body.codec, body.exponents, self.schema)
+        self._check_codec(body)
         if not 1 <= body.num_examples < 2**31:
             raise InvalidRecord("examples", f"{body.num_examples} examples")
         if body.raw_bytes != self.layout.size_bytes:
             raise InvalidRecord("lengths", f"says {body.raw_bytes:,} raw bytes where the model has {self.layout.size_bytes:,}")
         self._check_payload(body)
 
+    def _check_codec(self, body: UpdateBody) -> None:
+        """Refuse a codec that cannot be judged beside the federation's own: whole deltas make a sparse one look strange."""
+        check_exponents(body.codec, body.exponents, self.schema)
+        if (body.codec == TOPK) != (self.entries is not None):
+            asked = "whole deltas" if self.entries is None else TOPK
+            raise InvalidRecord("codec", f"{body.codec} where the plan asks for {asked}")
+
     def _check_payload(self, body: UpdateBody) -> None:
         """Refuse a payload that no honest encoder makes, before a byte of it is read."""
         assert body.payload is not None
         blocks = len(self.layout)
-        most_bytes = self.layout.size_bytes + self.layout.size_bytes // 32 + 1024 * (blocks + 1)
-        if len(body.payload.chunks) > max(1, blocks) or body.payload.size_bytes > most_bytes:
+        most = self.layout.size_bytes + self.layout.size_bytes // 32 + 1024 * (blocks + 1)
+        if self.entries is not None:
+            most = min(most, most_bytes(self.layout, self.entries))
+        if len(body.payload.chunks) > max(1, blocks) or body.payload.size_bytes > most:
             raise InvalidRecord(
                 "lengths", f"{len(body.payload.chunks)} chunks of {body.payload.size_bytes:,} bytes for {blocks} blocks"
             )
@@ -89,7 +108,7 @@ class Inspector:
         Raises
         ------
         InvalidRecord
-            ``compression``, ``layout``, ``lengths``, ``not-finite``, ``out-of-range`` or ``zero-update``.
+            ``codec``, ``compression``, ``layout``, ``lengths``, ``not-finite``, ``out-of-range`` or ``zero-update``.
         """
         features = self.extractor.start()
         untouched = True
@@ -101,4 +120,8 @@ class Inspector:
             features.add(block, integers, 2.0 ** (body.exponents[block.tensor] - tensor.exponent))
         if features.is_zero and (untouched or any(tensor.is_float for tensor in self.schema.tensors)):
             raise InvalidRecord("zero-update", "changes nothing")
-        return features.finish()
+        found = features.finish()
+        carried = found.count - int(found.facts[:, ZEROS].sum())
+        if self.entries is not None and carried > self.entries:
+            raise InvalidRecord("codec", f"carries {carried:,} entries where the plan asks for {self.entries:,}")
+        return found

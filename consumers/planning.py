@@ -40,6 +40,7 @@ def plan_round(policy: PlanPolicy, round_: int, exponents: tuple[int, ...], livi
         exponents,
         policy.config_at(round_),
         policy.seed,
+        policy.density_ppm,
     )
     return replace(plan, select_below=_threshold(plan, policy, living))
 

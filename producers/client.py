@@ -13,13 +13,15 @@ from refold.bus.clock import Clock, SystemClock
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus
 from refold.bus.topics import Topics
+from refold.producers.coding import Coded, code
 from refold.producers.heartbeat import HeartbeatThread
 from refold.producers.history import History
 from refold.producers.outbox import Outbox, Parcel
 from refold.producers.publisher import Publisher
+from refold.producers.residual import Residual
+from refold.producers.residual_file import Amount
 from refold.producers.task import Receipt, Task
 from refold.schemas.canonical import Scalar, decode
-from refold.schemas.codec import encode_floats, encode_integers
 from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.keys import SigningKey
@@ -28,7 +30,7 @@ from refold.schemas.payload import describe
 from refold.schemas.plans import RoundPlan, settings
 from refold.schemas.reasons import PROTOCOL
 from refold.schemas.updates import EVALUATE, PASS, TRAIN, ClientUpdate, UpdateBody
-from refold.state.delta import EXACT, FLOAT32, delta_of
+from refold.state.delta import TOPK
 from refold.state.model_state import ModelState
 
 log = logging.getLogger("refold.client")
@@ -40,8 +42,9 @@ POLL_S = 0.25
 class Client:
     """One client's session. Use as a context manager; belongs to one thread.
 
-    On entry: 1. `rounds` is read to its end, waiting up to `open_timeout_s` for the federation to open; 2. what the outbox
-    holds from an earlier life is sent again, as the same bytes; 3. a session is opened; 4. heartbeats begin.
+    On entry: 1. `rounds` is read to its end, waiting up to `open_timeout_s` for the federation to open, and what it says of
+    sparse updates' fate is acted on (`refold.producers.residual`); 2. what the outbox holds from an earlier life is sent again,
+    as the same bytes; 3. a session is opened; 4. heartbeats begin.
 
     Parameters
     ----------
@@ -72,7 +75,8 @@ class Client:
         self._open_timeout_s = open_timeout_s
         self._clock = clock or SystemClock()
         self._receipts: OrderedDict[bytes, str] = OrderedDict()
-        self._history = History(bus, topics, on_receipt=self._take_receipt)
+        self._residual = Residual(outbox.folder, topics.federation, name)
+        self._history = History(bus, topics, on_receipt=self._take_receipt, on_round=self._residual.take_round)
         self._publisher = Publisher(bus, topics, name, key, outbox, self._clock)
         self._heartbeat: HeartbeatThread | None = None
         self._session: tuple[int, bytes] = (0, b"")
@@ -86,6 +90,8 @@ class Client:
     def __enter__(self) -> Self:
         # 1. The log.
         self._wait_until_open()
+        self._settle_residual()
+        self._residual.sweep(self._outbox.digests(), self._history.lineage.head)
         # 2. The outbox.
         self._drain()
         # 3. The session.
@@ -195,11 +201,12 @@ class Client:
                     raise
             self._history.rounds.poll(POLL_S)
 
-    def submit(self, task: Task, body: UpdateBody, chunks: tuple[bytes, ...]) -> Receipt:
+    def submit(self, task: Task, body: UpdateBody, chunks: tuple[bytes, ...], unsent: Amount | None = None) -> Receipt:
         """Keep an update in the outbox and send it; if the bus does not answer it is sent later. Called by `Task`."""
         # A payload inside the manifest needs no chunks beside it: nobody would ever ask for them, or know them for garbage.
         inline = body.payload is not None and body.payload.inline is not None
-        parcel = self._publisher.keep(body, () if inline else chunks)
+        parcel = self._publisher.sign(body, () if inline else chunks)
+        self._keep(parcel, body, unsent)
         self._sequence += 1
         answered = EVALUATE if task.evaluate else TRAIN
         self._answered[task.round, answered] = (parcel.digest, self._clock.monotonic_s())
@@ -207,10 +214,19 @@ class Client:
         self._send(parcel)
         return Receipt(self, parcel.digest)
 
-    def training_body(
-        self, task: Task, local: Mapping[str, Any], num_examples: int, metrics: Mapping[str, float]
-    ) -> tuple[UpdateBody, tuple[bytes, ...]]:
-        """Return the body and chunks of a training update. Called by `Task`.
+    def _keep(self, parcel: Parcel, body: UpdateBody, unsent: Amount | None) -> None:
+        """Keep an update, and before it what it leaves unsent."""
+        if unsent is not None:
+            self._residual.put(parcel.digest, unsent, body)
+        try:
+            self._publisher.keep(parcel)
+        except StorageFullError:
+            if unsent is not None:
+                self._residual.discard(parcel.digest)
+            raise
+
+    def coded(self, task: Task, local: Mapping[str, Any]) -> Coded:
+        """Return what training made of a task's parameters, coded as its plan asks. Called by `Task`.
 
         Raises
         ------
@@ -218,20 +234,14 @@ class Client:
             The tensors are not the model's.
         InvalidRecord
             ``not-finite`` or ``out-of-range``.
+        StorageFullError
+            There is no room to bring the residual to where the log says it is.
         """
-        plan, state = task.plan, task.state
-        layout = Layout.of(state.schema)
-        exact = plan.codec != "grid"
-        delta = delta_of(state, local, plan=plan.exponents or None, divisor=plan.sigma_divisor, exact=exact)
-        if plan.codec == FLOAT32:
-            floats = [
-                a * 2.0**-t.exponent if t.is_float else a for a, t in zip(delta.arrays, state.schema.tensors, strict=True)
-            ]
-            chunks = tuple(encode_floats([a.astype("f4") if a.dtype.kind == "f" else a for a in floats], layout))
-        else:
-            chunks = tuple(encode_integers(delta.arrays, layout))
-        exponents = delta.exponents if plan.codec != EXACT else tuple(0 for _ in delta.exponents)
-        return self.body(task, TRAIN, num_examples, metrics, chunks, exponents, ""), chunks
+        if task.plan.codec != TOPK:
+            return code(task.state, local, task.plan)
+        self._settle_residual()
+        residual = self._residual.read(task.state.schema, self._history.lineage, task.base_round)
+        return code(task.state, local, task.plan, residual)
 
     def body(
         self,
@@ -287,7 +297,15 @@ class Client:
             log.warning("the bus does not answer, trying on: %s", error)
 
     def _settle(self) -> None:
+        self._settle_residual()
         for digest in self._outbox.digests() & self._receipts.keys():
+            if not self._residual.awaits(digest):
+                self._outbox.drop(digest)
+        self._residual.sweep(self._outbox.digests(), self._history.lineage.head)
+
+    def _settle_residual(self) -> None:
+        """Do what is known of sparse updates' fate; only then do they leave the outbox."""
+        for digest in self._residual.settle(self._history.lineage):
             self._outbox.drop(digest)
 
     def _take_receipt(self, receipt: ReceiptEvent) -> None:
@@ -295,7 +313,10 @@ class Client:
             return
         self._receipts[receipt.digest] = receipt.outcome
         self._refused = self._refused or receipt.outcome == PROTOCOL
-        self._outbox.drop(receipt.digest)
+        if self._residual.awaits(receipt.digest):
+            self._residual.take_receipt(receipt)
+        else:
+            self._outbox.drop(receipt.digest)
         self._resend_at_s.pop(receipt.digest, None)
         while len(self._receipts) > REMEMBERED_RECEIPTS:
             self._receipts.popitem(last=False)
@@ -315,7 +336,8 @@ class Client:
     def _drain(self) -> None:
         for parcel in self._outbox.waiting():
             if parcel.digest in self._receipts:
-                self._outbox.drop(parcel.digest)
+                if not self._residual.awaits(parcel.digest):
+                    self._outbox.drop(parcel.digest)
                 continue
             said = decode(parcel.manifest, ClientUpdate).body
             if (said.federation, said.client) != (self._topics.federation, self.name):

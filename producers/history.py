@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from refold.bus.contract import Bus, Place
 from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics
-from refold.producers.lineage import Lineage, LineageReader, Listener
+from refold.producers.lineage import Lineage, LineageReader, Listener, RoundListener
 from refold.schemas.canonical import decode
 from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError
 from refold.schemas.events import Genesis, RoundCommitted, SnapshotTaken
@@ -56,10 +56,18 @@ class History:
         Lets round 0 be read from `deltas`, for those who may read it; clients go without and use the genesis snapshot.
     """
 
-    def __init__(self, bus: Bus, topics: Topics, *, genesis: Genesis | None = None, on_receipt: Listener | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        *,
+        genesis: Genesis | None = None,
+        on_receipt: Listener | None = None,
+        on_round: RoundListener | None = None,
+    ) -> None:
         self._bus = bus
         self._topics = topics
-        self.rounds = LineageReader(bus, topics, on_receipt=on_receipt)
+        self.rounds = LineageReader(bus, topics, on_receipt=on_receipt, on_round=on_round)
         self._place = Place(topics.snapshots, 0)
         self._manifests = bus.consumer()
         self._manifests.assign([self._place])

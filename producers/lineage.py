@@ -14,6 +14,7 @@ from refold.schemas.events import FederationEnded, FederationOpened, Receipt, Re
 from refold.schemas.plans import RoundPlan
 
 Listener = Callable[[Receipt], None]
+RoundListener = Callable[[RoundCommitted], None]
 
 
 @dataclass(slots=True)
@@ -37,8 +38,8 @@ class Lineage:
     next_index: int = 0
     position: Position = field(default_factory=Position)
 
-    def fold(self, entry: Entry, *, on_receipt: Listener | None = None) -> None:
-        """Take a commit in."""
+    def fold(self, entry: Entry, *, on_receipt: Listener | None = None, on_round: RoundListener | None = None) -> None:
+        """Take a commit in. The listeners hear of its rounds, members and all, and receipts in the log's order."""
         self.position = entry.commit.position
         self.next_index = entry.commit.next_index
         for event in entry.events:
@@ -48,6 +49,8 @@ class Lineage:
                 case RoundCommitted():
                     self.rounds[event.round] = replace(event, members=())
                     self.head = event.round
+                    if on_round is not None:
+                        on_round(event)
                 case FederationEnded():
                     self.ended = event
                 case Receipts() if on_receipt is not None:
@@ -73,6 +76,12 @@ class Lineage:
             return self.opened.parameters_digest
         return self.rounds[round_].parameters_digest if round_ in self.rounds else None
 
+    def descends(self, round_: int, ancestor: int) -> bool:
+        """Whether a round is this ancestor or was built on it; False where the log has not all that lies between."""
+        while round_ > ancestor and round_ in self.rounds:
+            round_ = self.rounds[round_].parent
+        return round_ == ancestor
+
     def state_digest(self, round_: int) -> bytes | None:
         """Return the digest of a round's parameters and slots; None for a round that is not in the log."""
         if round_ == 0 and self.opened is not None:
@@ -83,22 +92,25 @@ class Lineage:
 class LineageReader:
     """Follows `rounds`."""
 
-    def __init__(self, bus: Bus, topics: Topics, *, on_receipt: Listener | None = None) -> None:
+    def __init__(
+        self, bus: Bus, topics: Topics, *, on_receipt: Listener | None = None, on_round: RoundListener | None = None
+    ) -> None:
         self.reader = LedgerReader(bus, topics.rounds)
         self.lineage = Lineage()
         self._on_receipt = on_receipt
+        self._on_round = on_round
 
     def poll(self, timeout_s: float = 0.0) -> list[Entry]:
         """Take in what is new, waiting up to `timeout_s` for it."""
         entries = self.reader.poll(timeout_s)
         for entry in entries:
-            self.lineage.fold(entry, on_receipt=self._on_receipt)
+            self.lineage.fold(entry, on_receipt=self._on_receipt, on_round=self._on_round)
         return entries
 
     def read_to_end(self) -> Lineage:
         """Take in all that is there now, and return the lineage."""
         for entry in self.reader.read_to_end():
-            self.lineage.fold(entry, on_receipt=self._on_receipt)
+            self.lineage.fold(entry, on_receipt=self._on_receipt, on_round=self._on_round)
         return self.lineage
 
     def close(self) -> None:

@@ -57,6 +57,11 @@ class Outbox:
         for leftover in self._folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
 
+    @property
+    def folder(self) -> Path:
+        """The folder itself."""
+        return self._folder
+
     def put(self, parcel: Parcel) -> None:
         """Keep an update until `drop`. Idempotent.
 

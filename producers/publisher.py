@@ -34,20 +34,22 @@ class Publisher:
         self._producer = bus.producer()
         self._partition = partition_for(self._client, bus.topics()[topics.updates].partitions)
 
-    def keep(self, body: UpdateBody, chunks: tuple[bytes, ...]) -> Parcel:
-        """Sign an update and keep it in the outbox; return what is to be sent.
+    def sign(self, body: UpdateBody, chunks: tuple[bytes, ...]) -> Parcel:
+        """Sign an update; return what is to be kept and sent."""
+        digest = update_digest(body)
+        manifest = encode(ClientUpdate(body, self._key.sign(UPDATE_TAG, digest)))
+        return Parcel(digest, manifest, chunks)
+
+    def keep(self, parcel: Parcel) -> None:
+        """Keep an update in the outbox.
 
         Raises
         ------
         StorageFullError
             There is no room; nothing was kept.
         """
-        digest = update_digest(body)
-        manifest = encode(ClientUpdate(body, self._key.sign(UPDATE_TAG, digest)))
-        parcel = Parcel(digest, manifest, chunks)
         # 1. The outbox.
         self._outbox.put(parcel)
-        return parcel
 
     def send(self, parcel: Parcel) -> None:
         """Send an update's chunks and manifest and wait for their acknowledgement.

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from refold.producers.residual_file import Amount
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import TryAgainError, UsageError
 from refold.schemas.plans import RoundPlan
-from refold.schemas.updates import DECLINE, EVALUATE, PASS, UpdateBody
+from refold.schemas.updates import DECLINE, EVALUATE, PASS, TRAIN, UpdateBody
 from refold.state.model_state import ModelState
 
 if TYPE_CHECKING:
@@ -109,13 +110,14 @@ class Task:
         InvalidRecord
             A value is not finite, or changed beyond the lattice.
         StorageFullError
-            There is no room in the outbox.
+            There is no room in the outbox, or for what a sparse update leaves unsent.
         """
         self._answer(evaluation=False)
         if not 1 <= operator.index(num_examples) < 2**31:
             raise UsageError(f"num_examples is {num_examples}, not 1 to 2^31 − 1", round=self.round)
-        body, chunks = self._client.training_body(self, state, num_examples, metrics or {})
-        return self._sent(body, chunks)
+        coded = self._client.coded(self, state)
+        body = self._client.body(self, TRAIN, num_examples, metrics or {}, coded.chunks, coded.exponents, "")
+        return self._sent(body, coded.chunks, coded.unsent)
 
     def evaluated(self, *, loss: float, metrics: Mapping[str, float] | None = None, num_examples: int = 1) -> Receipt:
         """Send what the base round is worth on this client's data."""
@@ -133,8 +135,8 @@ class Task:
         body = self._client.body(self, kind, 0, {}, (), (), note)
         return self._sent(body, ())
 
-    def _sent(self, body: UpdateBody, chunks: tuple[bytes, ...]) -> Receipt:
-        receipt = self._client.submit(self, body, chunks)
+    def _sent(self, body: UpdateBody, chunks: tuple[bytes, ...], unsent: Amount | None = None) -> Receipt:
+        receipt = self._client.submit(self, body, chunks, unsent)
         self.answered = True
         return receipt
 

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 
 from refold.schemas.canonical import Scalar, encode
 from refold.schemas.errors import InvalidRecord, UsageError
-from refold.schemas.plans import ConfigSpan, PlanPolicy, Schedule, Settings, settings
+from refold.schemas.plans import WHOLE_PPM, ConfigSpan, PlanPolicy, Schedule, Settings, settings
+from refold.schemas.updates import CODECS
 
 MAX_SPANS = 4096
+DENSITY = 0.01
+MAX_DENSITY = 0.25
+"""Above this ``topk`` is hardly smaller than the grid, which needs nothing kept at the client."""
 
 Config = Mapping[str, Scalar | Schedule] | Callable[[int], Mapping[str, Scalar]]
 
@@ -39,7 +43,11 @@ class Plan:
     heartbeat_s
         How often clients say that they are alive.
     codec
-        ``grid`` (small), ``exact`` (every lattice step) or ``float32`` (for foreign clients).
+        ``grid`` (small), ``exact`` (every lattice step), ``float32`` (for foreign clients) or ``topk`` (smallest: the largest
+        changes alone; what is left out stays at the client and is added to what it sends later). All clients of a federation
+        use ``topk`` or none does.
+    density
+        Share of the parameters that an update carries with ``topk``, above 0 to 0.25; 0.01 if None.
     sigma_divisor
         The grid's cell is the spread of a delta divided by this.
     max_examples
@@ -58,6 +66,7 @@ class Plan:
     sigma_divisor: int = 16
     max_examples: int = 2**20
     seed: bytes | None = None
+    density: float | None = None
 
     def policy(self) -> PlanPolicy:
         """Return the record of it.
@@ -72,7 +81,9 @@ class Plan:
         _require(self.deadline_s is None or self.deadline_s > 0, f"deadline_s {self.deadline_s} is not above 0")
         _require(self.rounds is None or self.rounds > 0, f"rounds {self.rounds} is not above 0")
         _require(0.01 <= self.heartbeat_s <= 86_400, f"heartbeat_s {self.heartbeat_s} is not 0.01 to 86,400")
-        _require(self.codec in ("grid", "exact", "float32"), f"codec {self.codec!r} is not grid, exact or float32")
+        _require(self.codec in CODECS, f"codec {self.codec!r} is not one of {', '.join(CODECS)}")
+        _require(self.density is None or self.codec == "topk", f"density {self.density} is for the codec topk alone")
+        _require(self.density is None or 0 < self.density <= MAX_DENSITY, f"density {self.density} is not above 0 to 0.25")
         _require(0 <= self.max_staleness <= 60, f"max_staleness {self.max_staleness} is not 0 to 60")
         _require(self.evaluate_every >= 0, f"evaluate_every {self.evaluate_every} is below 0")
         _require(1 <= self.sigma_divisor <= 1 << 16, f"sigma_divisor {self.sigma_divisor} is not 1 to 2^16")
@@ -102,7 +113,13 @@ class Plan:
             self.seed if self.seed is not None else os.urandom(16),
             spans,
             schedules,
+            self._density_ppm(),
         )
+
+    def _density_ppm(self) -> int:
+        if self.codec != "topk":
+            return WHOLE_PPM
+        return max(1, round((DENSITY if self.density is None else self.density) * WHOLE_PPM))
 
     def _config(self) -> tuple[tuple[ConfigSpan, ...], tuple[tuple[str, Schedule], ...]]:
         if callable(self.config):

@@ -3,7 +3,7 @@
 ::
 
     0        version (1)
-    1        form: 1 planes, 2 floats, 3 raw
+    1        form: 1 planes, 2 floats, 3 raw, 4 sparse
     2 … 3    zero
     4 … 7    number of the first block, little-endian
     8 … 11   count of blocks
@@ -25,7 +25,7 @@ from refold.schemas.layout import Block, Layout
 from refold.schemas.payload import CHUNK_BYTES
 
 VERSION = 1
-PLANES, FLOATS, RAW = 1, 2, 3
+PLANES, FLOATS, RAW, SPARSE = 1, 2, 3, 4
 
 _HEADER = struct.Struct("<BBHII")
 _LENGTHS = tuple(struct.Struct(f"<{count}I") for count in range(9))

@@ -5,8 +5,9 @@ of one place form a plane of signed bytes; a plane of zeros is left out; each ot
 a checksum. Small values thus cost one byte less their entropy, and a heavy tail costs only the plane it needs.
 
 Codecs of an update: ``grid`` (planes, each tensor in units of 2^k), ``exact`` (planes, k = 0), ``float32`` (floats, taken as
-the grid with k = 0). Decoding is bounded: a frame's own header must name the size that the layout expects before a byte is
-unpacked. (`max_output_size` would not do: python-zstandard ignores it for a frame that names its size.)
+the grid with k = 0), ``topk`` (the grid's largest entries alone: `refold.schemas.topk`). Decoding is bounded: a frame's own
+header must name the size that the layout expects before a byte is unpacked. (`max_output_size` would not do:
+python-zstandard ignores it for a frame that names its size.)
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def encode_block(values: Integers) -> tuple[int, list[bytes]]:
     for place, plane in enumerate(_digit_planes(values)):
         if plane.any():
             mask |= 1 << place
-            frames.append(_compressor().compress(plane.data))
+            frames.append(pack_frame(plane.data))
     return mask, frames
 
 
@@ -121,7 +122,7 @@ def decode_planes(part: Part, out: Integers | None = None) -> Integers:
         out.fill(0)
         return out
     planes = [np.frombuffer(unpack_frame(frame, block.count), np.int8) for frame in part.frames]
-    return _join_planes(planes, [place for place in range(8) if part.mask >> place & 1], out)
+    return join_planes(planes, [place for place in range(8) if part.mask >> place & 1], out)
 
 
 def raw_integers(part: Part) -> Integers:
@@ -137,6 +138,28 @@ def raw_integers(part: Part) -> Integers:
     return np.frombuffer(part.frames[0], "<i4" if part.block.width == 32 else "<i8")
 
 
+def pack_frame(data: bytes | memoryview) -> bytes:
+    """Compress into one zstd frame with its content size and a checksum."""
+    return _compressor().compress(data)
+
+
+def frame_size(frame: memoryview) -> int:
+    """Return how many bytes a frame says that it holds; nothing is unpacked.
+
+    Raises
+    ------
+    InvalidRecord
+        ``compression``: it is not a plain zstd frame with its content size and a checksum.
+    """
+    try:
+        header = zstandard.get_frame_parameters(frame)
+    except zstandard.ZstdError as error:
+        raise InvalidRecord("compression", f"zstd: {error}") from error
+    if frame[:4] != _MAGIC or header.dict_id or not header.has_checksum or header.window_size > MAX_WINDOW_BYTES:
+        raise InvalidRecord("compression", "not a plain zstd frame with a checksum and a small window")
+    return int(header.content_size)
+
+
 def unpack_frame(frame: memoryview, size_bytes: int) -> bytes:
     """Decompress a frame that must be one zstd frame of exactly this size.
 
@@ -145,12 +168,9 @@ def unpack_frame(frame: memoryview, size_bytes: int) -> bytes:
     InvalidRecord
         ``lengths`` if the frame names another size, ``compression`` for all else.
     """
+    if (named := frame_size(frame)) != size_bytes:
+        raise InvalidRecord("lengths", f"a frame of {named:,} bytes where {size_bytes:,} were due")
     try:
-        header = zstandard.get_frame_parameters(frame)
-        if frame[:4] != _MAGIC or header.dict_id or not header.has_checksum or header.window_size > MAX_WINDOW_BYTES:
-            raise InvalidRecord("compression", "not a plain zstd frame with a checksum and a small window")
-        if header.content_size != size_bytes:
-            raise InvalidRecord("lengths", f"a frame of {header.content_size:,} bytes where {size_bytes:,} were due")
         data = _decompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise InvalidRecord("compression", f"zstd: {error}") from error
@@ -196,8 +216,8 @@ def _biased64(values: Integers) -> npt.NDArray[np.uint64]:
     return np.bitwise_xor(np.add(values.view(np.uint64), middle), middle)
 
 
-def _join_planes(planes: list[npt.NDArray[np.int8]], places: list[int], out: Integers) -> Integers:
-    """Sum planes into `out` from the highest down, modulo its width."""
+def join_planes(planes: Sequence[npt.NDArray[np.int8]], places: Sequence[int], out: Integers) -> Integers:
+    """Sum planes, one or more, each with its place, lowest first, into `out` modulo its width."""
     np.copyto(out, planes[-1])
     place = places[-1]
     for plane, lower in zip(planes[-2::-1], places[-2::-1], strict=True):
@@ -212,7 +232,7 @@ def _join_planes(planes: list[npt.NDArray[np.int8]], places: list[int], out: Int
 def _encode_mixed(values: Array, block: Block) -> tuple[int, list[bytes]]:
     if block.width == 64:
         return encode_block(values)
-    return 1, [_compressor().compress(_little(values).tobytes())]
+    return 1, [pack_frame(_little(values).tobytes())]
 
 
 def _decode_floats(part: Part) -> Floats:

@@ -8,7 +8,7 @@ from typing import Annotated
 from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, record
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload
-from refold.schemas.plans import PlanPolicy, RoundPlan, Settings
+from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, grown
 from refold.schemas.updates import KeyId, Metrics, Nonce
 
 Reason = Annotated[str, Within(1, 64)]
@@ -43,7 +43,7 @@ class Defence:
     settings: Settings
 
 
-@record(40)
+@record(40, version=2, upcasts={1: grown(5, 6)})
 @dataclass(frozen=True, slots=True)
 class Genesis:
     """The first event of `accepted`: all that decides what the log means.
@@ -175,7 +175,7 @@ class Member:
     weight: Uint
 
 
-@record(45)
+@record(45, version=2, upcasts={1: grown(7)})
 @dataclass(frozen=True, slots=True)
 class RoundClosed:
     """The cohort of a round, and the next round's plan."""
@@ -199,7 +199,7 @@ class FederationEnded:
     reason: Text
 
 
-@record(50)
+@record(50, version=2, upcasts={1: grown(5)})
 @dataclass(frozen=True, slots=True)
 class FederationOpened:
     """The first event of `rounds`: what a client needs to take part."""
@@ -212,7 +212,7 @@ class FederationOpened:
     first_plan: RoundPlan
 
 
-@record(51)
+@record(51, version=2, upcasts={1: grown(11)})
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
     """A round is made.

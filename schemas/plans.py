@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from refold.schemas.canonical import Name, Scalar, Small, Uint, Within, record
 from refold.schemas.errors import InvalidRecord
 
 Settings = Annotated[tuple[tuple[Name, Scalar], ...], Within(0, 1024)]
+WHOLE_PPM = 1_000_000
+"""A density at which an update carries every entry."""
 LARGEST = 1.7976931348623157e308
 Everyone = 2**63 - 1
 """A selection threshold that every client is below."""
@@ -20,6 +22,19 @@ Everyone = 2**63 - 1
 def settings(values: Mapping[str, Scalar]) -> Settings:
     """Return a mapping as sorted pairs, the form in which records hold it."""
     return tuple(sorted(values.items()))
+
+
+def grown(*places: int) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Return the upcast of a record that holds, at these places, a policy or plan from before there was a density."""
+
+    def upcast(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple((*field, WHOLE_PPM) if place in places else field for place, field in enumerate(fields))
+
+    return upcast
+
+
+def _grow(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*fields, WHOLE_PPM)
 
 
 @record(10)
@@ -60,7 +75,7 @@ class ConfigSpan:
     config: Settings
 
 
-@record(11)
+@record(11, version=2, upcasts={1: _grow})
 @dataclass(frozen=True, slots=True)
 class PlanPolicy:
     """How each round's plan is made; part of `Genesis`.
@@ -81,6 +96,8 @@ class PlanPolicy:
         How many rounds an update's base may lie behind the head; its weight is halved for each.
     sigma_divisor
         The grid's cell is near the spread of a client's delta divided by this.
+    density_ppm
+        Share of the float parameters that an update carries with ``topk``, in millionths; the other codecs carry all.
     """
 
     share_ppm: Annotated[int, Within(1, 1_000_000)]
@@ -96,6 +113,7 @@ class PlanPolicy:
     seed: Annotated[bytes, Within(16, 16)]
     spans: Annotated[tuple[ConfigSpan, ...], Within(0, 4096)]
     schedules: Annotated[tuple[tuple[Name, Schedule], ...], Within(0, 256)]
+    density_ppm: Annotated[int, Within(1, WHOLE_PPM)] = WHOLE_PPM
 
     def config_at(self, round_: int) -> Settings:
         """Return the settings for a round: the newest span's, with every schedule evaluated."""
@@ -107,7 +125,7 @@ class PlanPolicy:
         return settings(config)
 
 
-@record(12)
+@record(12, version=2, upcasts={1: _grow})
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
     """What a round asks for. Who trains is a rule, never a list, so that a client who joins late may take part.
@@ -122,6 +140,8 @@ class RoundPlan:
         Whether the selected clients also evaluate the base round.
     codec, exponents
         How deltas are coded, and for each tensor the grid's exponent k (0 for integer tensors).
+    density_ppm
+        As the policy's.
     """
 
     round: Uint
@@ -136,6 +156,7 @@ class RoundPlan:
     exponents: tuple[Small, ...]
     config: Settings
     seed: Annotated[bytes, Within(16, 16)]
+    density_ppm: Annotated[int, Within(1, WHOLE_PPM)] = WHOLE_PPM
 
     @property
     def patience_ms(self) -> int:

@@ -15,7 +15,7 @@ TRAIN, EVALUATE, DECLINE, PASS = "train", "evaluate", "decline", "pass"
 KINDS = (TRAIN, EVALUATE, DECLINE, PASS)
 ANSWERS = frozenset({TRAIN, DECLINE})
 """What a round waits for from a client that it selected."""
-CODECS = ("grid", "exact", "float32")
+CODECS = ("grid", "exact", "float32", "topk")
 
 Metrics = Annotated[tuple[tuple[Name, float], ...], Within(0, 256)]
 Nonce = Annotated[bytes, Within(8, 8)]

@@ -14,6 +14,8 @@ from refold.schemas.codec import decode_floats, decode_integers
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.layout import Block, Integers, Layout
 from refold.schemas.model import ModelSchema, TensorSchema
+from refold.schemas.topk import decode_sparse
+from refold.schemas.updates import CODECS
 from refold.state.lattice import Floats, from_lattice, limits
 from refold.state.model_state import ModelState
 from refold.state.tensors import to_numpy
@@ -24,7 +26,7 @@ RANGE_BITS = 28
 MAX_FINER, MAX_COARSER = 2, 8
 """How far a client's exponent may lie below and above the plan's."""
 
-GRID, EXACT, FLOAT32 = "grid", "exact", "float32"
+GRID, EXACT, FLOAT32, TOPK = "grid", "exact", "float32", "topk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def delta_of(
         values = arrays[tensor.name].reshape(-1)
         held = base.parameters[index]
         if tensor.is_float:
-            low, high = _window(plan[index] if plan else None)
+            low, high = exponent_window(plan[index] if plan else None)
             k = 0 if exact else fit_exponent(spread(values, held, tensor.exponent), divisor=divisor, low=low, high=high)
             found.append(_named(tensor, values, held, k))
             exponents.append(k)
@@ -138,10 +140,17 @@ def decode_update(
     """
     check_exponents(codec, exponents, schema)
     layout = Layout.of(schema)
-    blocks = _snapped(chunks, layout, schema) if codec == FLOAT32 else decode_integers(chunks, layout)
-    for block, integers in blocks:
+    for block, integers in _blocks(codec, chunks, layout, schema):
         check_range(schema.tensors[block.tensor], integers, exponents[block.tensor])
         yield block, integers
+
+
+def _blocks(
+    codec: str, chunks: Iterable[bytes | memoryview], layout: Layout, schema: ModelSchema
+) -> Iterator[tuple[Block, Integers]]:
+    if codec == FLOAT32:
+        return _snapped(chunks, layout, schema)
+    return decode_sparse(chunks, layout) if codec == TOPK else decode_integers(chunks, layout)
 
 
 def _snapped(chunks: Iterable[bytes | memoryview], layout: Layout, schema: ModelSchema) -> Iterator[tuple[Block, Integers]]:
@@ -158,12 +167,12 @@ def check_exponents(codec: str, exponents: Sequence[int], schema: ModelSchema) -
     InvalidRecord
         ``codec``.
     """
-    if codec not in (GRID, EXACT, FLOAT32):
+    if codec not in CODECS:
         raise InvalidRecord("codec", f"no codec {codec!r}")
     if len(exponents) != len(schema.tensors):
         raise InvalidRecord("codec", f"{len(exponents)} exponents for {len(schema.tensors)} tensors")
     for tensor, k in zip(schema.tensors, exponents, strict=True):
-        most = RANGE_BITS if codec == GRID and tensor.is_float else 0
+        most = RANGE_BITS if codec in (GRID, TOPK) and tensor.is_float else 0
         if not 0 <= k <= most:
             raise InvalidRecord("codec", f"exponent {k} for {tensor.name!r} with {codec}", tensor=tensor.name)
 
@@ -196,7 +205,8 @@ def _named(tensor: TensorSchema, values: Floats, held: Integers, k: int) -> Inte
         raise InvalidRecord(error.reason, f"tensor {tensor.name!r}: {error.message}", tensor=tensor.name) from error
 
 
-def _window(planned: int | None) -> tuple[int, int]:
+def exponent_window(planned: int | None) -> tuple[int, int]:
+    """Return the least and greatest k that a client may take where the plan has this one; any if None."""
     if planned is None:
         return 0, RANGE_BITS
     return max(0, planned - MAX_FINER), min(RANGE_BITS, planned + MAX_COARSER)

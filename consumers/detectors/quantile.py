@@ -8,17 +8,25 @@ from __future__ import annotations
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Scores
+from refold.consumers.features import ZEROS
 
 LEVELS = (0.5, 0.75, 0.99)
+
+
+SPARSE = 0.5
+"""A cohort whose median update leaves more than this share of the parameters as they were is judged by what it changes."""
 
 
 class Quantile:
     """How many interquartile ranges a magnitude's quantile lies above the cohort's upper quartile; the worst level speaks.
 
     Sees what a norm does not: noise on every parameter, or a few parameters changed a lot.
+
+    In a sparse cohort (the codec ``topk``, embeddings) the levels count within as many of the largest magnitudes as the median
+    update changes. Else a level could fall where zeros end, and there one entry more or less is worth 30 powers of two.
     """
 
-    name, version, reason = "quantile", 2, "quantile"
+    name, version, reason = "quantile", 3, "quantile"
 
     def __init__(self, threshold: float = 3.0, least_range: float = 0.7) -> None:
         self._threshold = threshold
@@ -26,7 +34,8 @@ class Quantile:
 
     def score(self, cohort: Cohort) -> Scores:
         """Return the largest excess over the upper quartile, in interquartile ranges of log2 magnitudes."""
-        table = np.log2([[features.quantile(level) for level in LEVELS] for features in cohort.features])
+        levels = _levels(cohort)
+        table = np.log2([[features.quantile(level) for level in levels] for features in cohort.features])
         low, high = np.percentile(table, [25, 75], axis=0)
         spread = np.maximum(high - low, self._least_range)
         excess = (table - high) / spread
@@ -36,3 +45,9 @@ class Quantile:
             for index, row in zip(worst, excess, strict=True)
         )
         return Scores(excess.max(axis=1), np.full(len(cohort), self._threshold), evidence)
+
+
+def _levels(cohort: Cohort) -> tuple[float, ...]:
+    """Return the levels to judge at, as shares of all parameters."""
+    changed = float(np.median([1 - features.facts[:, ZEROS].sum() / max(features.count, 1) for features in cohort.features]))
+    return LEVELS if changed >= SPARSE else tuple(1 - changed * (1 - level) for level in LEVELS)

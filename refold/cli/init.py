@@ -17,6 +17,7 @@ from refold.plan import Plan
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import ConfigurationError, NotFoundError, UsageError
 from refold.schemas.events import SnapshotPolicy
+from refold.schemas.updates import CODECS
 from refold.state.optimizers import OPTIMIZERS, from_settings
 
 
@@ -33,7 +34,8 @@ from refold.state.optimizers import OPTIMIZERS, from_settings
 @click.option("--evaluate-every", type=int, default=0, show_default=True, help="Rounds between evaluations; 0 never.")
 @click.option("--max-staleness", type=int, default=0, show_default=True, help="Rounds that an update's base may lie behind.")
 @click.option("--heartbeat", type=float, default=2.0, show_default=True, help="Seconds between a client's signs of life.")
-@click.option("--codec", type=click.Choice(["grid", "exact", "float32"]), default="grid", show_default=True, help="Of deltas.")
+@click.option("--codec", type=click.Choice(CODECS), default="grid", show_default=True, help="Of deltas.")
+@click.option("--density", type=float, help="Share of the parameters that an update carries with topk.  [0.01]")
 @click.option("--config", metavar="NAME=VALUE", multiple=True, help="A setting that every task carries, such as epochs=2.")
 @click.option("--rule", metavar="TENSOR=RULE", multiple=True, help="How an integer tensor combines: max, sum or last.")
 @click.option("--snapshot-every", type=int, default=10, show_default=True, help="Rounds between snapshots.")
@@ -122,6 +124,7 @@ def _plan(chosen: dict[str, Any]) -> Plan:
         max_staleness=chosen["max_staleness"],
         heartbeat_s=chosen["heartbeat"],
         codec=chosen["codec"],
+        density=chosen["density"],
         config=pairs(chosen["config"]),
     )
 
