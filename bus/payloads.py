@@ -85,6 +85,7 @@ class PayloadReader:
         self._assigned: Place | None = None
         self._index: dict[bytes, tuple[Place, int]] = {}
         self._indexed_to: dict[Place, int] = {}
+        self._known_end: dict[Place, int] = {}
 
     def read(self, payload: Payload) -> Iterator[bytes]:
         """Yield the payload's chunks in order, each checked against its digest.
@@ -131,26 +132,32 @@ class PayloadReader:
         if hint.partition >= self._bus.topics()[self.topic].partitions:
             return
         wanted = list(zip(payload.chunks, payload.lengths, strict=True))
-        most = MOST_RECORDS_A_CHUNK * len(wanted) + SLACK_RECORDS
-        last = min(hint.last_offset + SLACK_RECORDS, hint.first_offset + most)
+        most = hint.first_offset + MOST_RECORDS_A_CHUNK * len(wanted) + SLACK_RECORDS
+        hinted, slack = (min(last + 1, most) for last in (hint.last_offset, hint.last_offset + SLACK_RECORDS))
         at = 0
-        for record in self._records(place, hint.first_offset, last) if wanted else ():
-            value = record.value
-            if value is not None and len(value) == wanted[at][1] and chunk_digest(value) == wanted[at][0]:
-                yield value
-                at += 1
-                if at == len(wanted):
-                    return
+        # First no further than the hint: what lies behind it is most often the next payload's, and read for nothing.
+        for first, end in ((hint.first_offset, hinted), (hinted, slack)):
+            for record in self._records(place, first, end) if at < len(wanted) else ():
+                value = record.value
+                if value is not None and len(value) == wanted[at][1] and chunk_digest(value) == wanted[at][0]:
+                    yield value
+                    at += 1
+                    if at == len(wanted):
+                        return
 
-    def _records(self, place: Place, first: int, last: int) -> Iterator[Record]:
-        """Yield the records of a range of offsets."""
+    def _records(self, place: Place, first: int, end: int) -> Iterator[Record]:
+        """Yield the records of a range of offsets, `end` not included, as far as they exist."""
         if self._assigned != place:
             self._consumer.assign([place])
             self._assigned = place
-        first, end = max(first, self._bus.begin_offset(place)), min(self._bus.end_offset(place), last + 1)
+        if end > self._known_end.get(place, 0):
+            self._known_end[place] = self._bus.end_offset(place)
+        end = min(end, self._known_end[place])
         if first >= end:
             return  # A hint from a longer log, or a moved one.
-        self._consumer.seek(place, first)
+        # Payloads that follow one another are read on, without throwing away what was fetched ahead.
+        if self._consumer.position(place) != first:
+            self._consumer.seek(place, first)
         while self._consumer.position(place) < end:
             for record in self._consumer.poll(1.0, max_records=max(1, min(500, end - first))):
                 if record.offset >= end:
@@ -174,7 +181,7 @@ class PayloadReader:
         if digest not in self._index:
             return None
         place, offset = self._index[digest]
-        for record in self._records(place, offset, offset):
+        for record in self._records(place, offset, offset + 1):
             if record.value is not None and chunk_digest(record.value) == digest:
                 return record.value
         return None

@@ -54,9 +54,15 @@ def aggregate(schema: ModelSchema, members: list[tuple[Member, int, UpdateAccept
         A member's payload is gone or changed.
     """
     mean = WeightedMean(schema, least_exponents([event.exponents for _, _, event in members]))
-    for member, index, event in members:
+    # The sum is the same in any order; this one reads each partition once from front to back.
+    for member, index, event in sorted(members, key=_lies_at):
         mean.add(blocks_of(event, schema, deltas), event.exponents, weight=member.weight, index=index)
     return mean.result()
+
+
+def _lies_at(member: tuple[Member, int, UpdateAccepted]) -> tuple[int, int]:
+    hint = member[2].payload.hint if member[2].payload else None
+    return (hint.partition, hint.first_offset) if hint else (-1, 0)
 
 
 def blocks_of(event: UpdateAccepted, schema: ModelSchema, deltas: PayloadReader) -> Iterator[tuple[Block, Integers]]:

@@ -2,8 +2,9 @@
 
 For each update, in order:
 
-1. `Attempted` is acknowledged. A crash after this, before 3, counts as an attempt at this update. After too many of them it is
-   passed over, and detection, which counts the same, judges it undecoded.
+1. `Attempted` is acknowledged, for all updates that were read together. A crash after this, before 3, counts as an attempt at
+   this update. Those that have such a count are from then on begun one by one, so that only the one that causes crashes goes on
+   counting; after too many it is passed over, and detection, which counts the same, judges it undecoded.
 2. The update is decoded and inspected. No state changes.
 3. `Checked` is sent. A crash after this: the update is inspected again, and detection knows it by its source position.
 4. At the end of the batch everything sent is acknowledged. A failed send ends the member, which starts again where `accepted`
@@ -115,10 +116,12 @@ class Consistency:
     def step(self, timeout_s: float) -> bool:
         """Inspect what is new; return whether there was anything."""
         records = self._consumer.poll(timeout_s)
+        # 1. The attempts at all that came together, in one go.
+        self._announce(records)
         for record in records:
             if is_chunk(record.headers):
                 self._window.add(record)
-            elif self._covered[Place(record.topic, record.partition)].is_judged(record.offset):
+            elif self._is_judged(record):
                 self._forget_chunks(record)
             else:
                 self._check(record)
@@ -144,13 +147,34 @@ class Consistency:
             self._window.begin_anew(place.partition)
             self._consumer.seek(place, self._bus.begin_offset(place))
 
+    def _is_judged(self, record: Record) -> bool:
+        return self._covered[Place(record.topic, record.partition)].is_judged(record.offset)
+
+    def _announce(self, records: list[Record]) -> None:
+        """Say of every update among these that it will be tried, and return once that is durable.
+
+        Those that a crash was over before are said one by one: of a batch that ends in a crash each counts one, and only the
+        one that causes it counts on.
+        """
+        updates = [record for record in records if not is_chunk(record.headers) and not self._is_judged(record)]
+        tried = [record for record in updates if not self._crashes(record) and self._has_payload(record)]
+        for record in tried:
+            self._attempt(record)
+        if tried:
+            self._producer.flush()
+
+    def _attempt(self, record: Record) -> None:
+        self._send("Attempted", Attempted(record.partition, record.offset, self._life), record)
+
+    def _crashes(self, record: Record) -> int:
+        return self._attempts.crashes((record.partition, record.offset), self._life)
+
     def _check(self, record: Record) -> None:
         place = Place(record.topic, record.partition)
-        # 1. The attempt, where there is anything to decode.
-        if self._has_payload(record):
-            self._send("Attempted", Attempted(record.partition, record.offset, self._life), record)
+        if self._crashes(record) and self._has_payload(record):
+            self._attempt(record)
             self._producer.flush()
-            if self._attempts.crashes((record.partition, record.offset), self._life) >= MAX_ATTEMPTS:
+            if self._crashes(record) >= MAX_ATTEMPTS:
                 self._previous[place] = record.offset
                 return
         # 2. and 3. The finding.
@@ -187,8 +211,9 @@ class Consistency:
         self._producer.send(self._topics.checked, encode(value), partition=0, key=identity.encode(), headers=headers)
 
     def _show_progress(self) -> None:
-        """Store the group's offsets, which only displays read."""
-        positions = {place: Committed(self._consumer.position(place)) for place in self._consumer.assignment()}
+        """Store the group's offsets, which only displays read, with who stored them and when."""
+        said = f"{self._member} {self._clock.wall_ms()}"
+        positions = {place: Committed(self._consumer.position(place), said) for place in self._consumer.assignment()}
         try:
             self._consumer.commit(positions)
         except PlaceTakenError:

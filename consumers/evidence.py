@@ -12,6 +12,7 @@ from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Place, Record
 from refold.bus.payloads import PayloadReader, Sent, send_payload
 from refold.bus.topics import Topics, event_headers
+from refold.consumers.attempts import Source
 from refold.consumers.pending import Pending
 from refold.consumers.verdicts import Ruling, Written
 from refold.schemas.canonical import encode
@@ -55,7 +56,8 @@ class Evidence:
         ChunksGone
             A candidate cannot be kept; the same.
         """
-        deltas = {item.source: self._keep(item) for item, _ in ruling.accepted()}
+        # In the order in which they lie, so that `updates` is read from front to back.
+        deltas = {item.source: self._keep(item) for item in sorted((one for one, _ in ruling.accepted()), key=_source)}
         features = {item.source: self._keep_features(item) for item in ruling.cohort}
         for item in ruling.refused:
             self._quarantine(item, (item.reason,), item.detail)
@@ -134,6 +136,10 @@ class Evidence:
     def close(self) -> None:
         """Let go of reader and producer."""
         close_all(self._updates, self._producer)
+
+
+def _source(item: Pending) -> Source:
+    return item.source
 
 
 def _distinct(payload: Payload) -> Payload:
