@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
+from refold.bus.symptoms import Symptom
+
 Headers = tuple[tuple[str, bytes], ...]
 
 MAX_RECORD_BYTES = 1_048_576
@@ -281,6 +283,16 @@ class Bus(Protocol):
 
     def lag(self, group: str) -> dict[Place, int]:
         """For each place where the group stored a position: end offset − stored next offset."""
+        ...
+
+    def examine(self, specs: Iterable[TopicSpec], *, thorough: bool = False) -> list[Symptom]:
+        """Look at the bus, and at topics against how they are to be; what is well is told too. Changes nothing.
+
+        Parameters
+        ----------
+        thorough
+            Also what takes long: reading all of a bus file.
+        """
         ...
 
     def close(self) -> None:

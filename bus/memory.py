@@ -18,6 +18,8 @@ from refold.bus._memory_log import PartitionLog
 from refold.bus._producer import QueueProducer
 from refold.bus._store import Draft, Fetched, check_deletable, check_place, check_specs, no_topic
 from refold.bus.contract import Committed, Place, Record, TopicSpec
+from refold.bus.examination import examine_specs
+from refold.bus.symptoms import Symptom
 from refold.schemas.errors import UsageError
 
 
@@ -148,6 +150,10 @@ class MemoryBus:
         with self._open_log().changed:
             stored = {place: at.next_offset for (name, place), at in self._log.offsets.items() if name == group}
             return {place: self._log.partitions[place].next_offset - stored[place] for place in sorted(stored)}
+
+    def examine(self, specs: Iterable[TopicSpec], *, thorough: bool = False) -> list[Symptom]:
+        """Look at the topics."""
+        return examine_specs(specs, self.topics(), lambda spec, setting: f"make {spec.name} anew")
 
     def _open_log(self) -> _Log:
         if self._closed:

@@ -14,12 +14,15 @@ from typing import Self
 
 from refold.bus._consumer import LogConsumer
 from refold.bus._producer import QueueProducer
+from refold.bus._sqlite_examination import examine_file, remedy
 from refold.bus._sqlite_file import is_prepared, prepare
 from refold.bus._sqlite_lock import LEASE_S, WriteLock
 from refold.bus._sqlite_store import CLEAN_EVERY_S, CLEAN_RECORDS, Shared, SqliteStore
 from refold.bus._store import check_deletable, check_specs
 from refold.bus._url import sqlite_url
 from refold.bus.contract import Committed, Place, TopicSpec
+from refold.bus.examination import examine_specs
+from refold.bus.symptoms import Symptom
 from refold.schemas.errors import ConfigurationError, NotFoundError, UsageError
 
 
@@ -160,6 +163,10 @@ class SqliteBus:
         """End offset − stored next offset, for each place where the group stored a position."""
         with self._mutex:
             return self._open_store().lag(group)
+
+    def examine(self, specs: Iterable[TopicSpec], *, thorough: bool = False) -> list[Symptom]:
+        """Look at disk, file and topics."""
+        return [*examine_file(self._path, thorough=thorough), *examine_specs(specs, self.topics(), remedy)]
 
     def _open_store(self) -> SqliteStore:
         self._check_open()

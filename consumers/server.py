@@ -23,6 +23,7 @@ from refold.consumers.detection import Detection
 from refold.consumers.detectors import Ensemble
 from refold.consumers.inspection import Inspector
 from refold.consumers.snapshots import Snapshots
+from refold.consumers.startup import refuse_what_loses_data
 from refold.schemas.errors import (
     BusError,
     FencedError,
@@ -119,6 +120,7 @@ class Server:
         self.member = member or f"{socket.gethostname()[:40]}-{os.getpid()}-{os.urandom(2).hex()}"
         self._life = os.urandom(4).hex()
         self._genesis = read_genesis(bus, topics)
+        refuse_what_loses_data(bus, topics)
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []

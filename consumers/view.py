@@ -7,6 +7,7 @@ from refold.bus.contract import Bus
 from refold.bus.ledger import Entry, LedgerReader
 from refold.bus.topics import Topics
 from refold.consumers.roster import Roster
+from refold.consumers.startup import refuse_lost_input
 from refold.producers.lineage import LineageReader
 from refold.schemas.errors import IntegrityError, NotFoundError
 from refold.schemas.events import Genesis
@@ -19,6 +20,7 @@ class LogView:
     """
 
     def __init__(self, bus: Bus, topics: Topics) -> None:
+        self._bus = bus
         self._topics = topics
         self.accepted = LedgerReader(bus, topics.accepted)
         self.rounds = LineageReader(bus, topics)
@@ -33,7 +35,13 @@ class LogView:
         return self._roster
 
     def read_to_end(self) -> None:
-        """Read both logs to their ends, and check that `accepted` has the head that `rounds` covers."""
+        """Read both logs to their ends; check that `accepted` has the head that `rounds` covers, and the inputs what it judged.
+
+        Raises
+        ------
+        IntegrityError
+            One of them lost its tail.
+        """
         self.rounds.read_to_end()
         for entry in self.accepted.read_to_end():
             self.fold(entry)
@@ -45,6 +53,7 @@ class LogView:
                 topic=self._topics.accepted,
                 hint="its tail was lost or replaced; restore it from a copy, nothing is written until then",
             )
+        refuse_lost_input(self._bus, self._topics, self.accepted.chain.position)
 
     def follow(self) -> None:
         """Take in a little of what is new."""

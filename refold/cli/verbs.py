@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "log": ("refold.cli.log", "Print the events of a log."),
     "show": ("refold.cli.show", "Explain a round, an update or a client."),
     "rebuild": ("refold.cli.rebuild", "Rebuild a round's model from the log."),
+    "diff": ("refold.cli.diff", "Say what differs between two rounds, or two copies of a log."),
     "verify": ("refold.cli.verify", "Audit the whole federation."),
     "snapshots": ("refold.cli.snapshots", "List the snapshots."),
     "quarantine": ("refold.cli.quarantine", "List and show refused updates."),
     "tail": ("refold.cli.tail", "Follow topics as they grow."),
+    "doctor": ("refold.cli.doctor", "Examine bus, topics, logs, keys and clocks."),
+    "export": ("refold.cli.export", "Copy the federation to a file or another bus."),
+    "import": ("refold.cli.export", "Copy a federation from a file or another bus."),
     "demo": ("refold.demo.command", "See it all on one machine, faults included."),
 }
 """Verb → module that holds its command under the verb's own name, and what it does."""
@@ -39,7 +44,8 @@ class Verbs(click.Group):
         """Load a verb."""
         if cmd_name not in VERBS:
             return None
-        command = getattr(import_module(VERBS[cmd_name][0]), cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_")
+        command = getattr(import_module(VERBS[cmd_name][0]), f"{name}_" if iskeyword(name) else name)
         assert isinstance(command, click.Command)
         return command
 

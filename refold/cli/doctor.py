@@ -1,0 +1,130 @@
+"""``refold doctor``: what may be wrong with bus, topics, logs, keys and clocks, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import click
+
+from refold.bus.contract import Bus, Place, Record
+from refold.bus.ranges import records_in
+from refold.bus.symptoms import Severity, Symptom
+from refold.bus.topics import Topics
+from refold.cli.options import Common, common
+from refold.cli.output import facts, note, say, say_json
+from refold.consumers.startup import examine_federation, lost_input
+from refold.consumers.view import LogView
+from refold.federation import Federation
+from refold.schemas.errors import ConfigurationError, IntegrityError, NotFoundError
+
+CLOCK_WINDOW = 200
+"""How many of the newest records of a partition tell of clocks."""
+
+CLOCK_TOLERANCE_S = 2.0
+MARKS = {Severity.OK: "ok     ", Severity.WARNING: "WARNING", Severity.FAILURE: "FAILURE"}
+
+
+@click.command(short_help="Examine bus, topics, logs, keys and clocks.")
+@common
+def doctor(common: Common) -> int:
+    """Examine the bus, the topics and their settings, both logs, this machine's keys and everybody's clocks; changes nothing.
+
+    Each failure comes with its remedy. Exit code 1 if there is one.
+    """
+    with common.federation() as federation:
+        found = list(symptoms(federation))
+    if common.json:
+        for symptom in found:
+            say_json({"subject": symptom.subject, "severity": symptom.severity, "what": symptom.what, "fix": symptom.fix})
+    else:
+        _tell(found)
+    return int(any(symptom.severity is Severity.FAILURE for symptom in found))
+
+
+def symptoms(federation: Federation) -> Iterator[Symptom]:
+    """Yield everything that was looked at, in the order in which one thing stands on another."""
+    bus, topics = federation.bus, federation.topics
+    yield from examine_federation(bus, topics, thorough=True)
+    yield from _logs(bus, topics)
+    yield _keys(federation)
+    yield from _clocks(bus, topics)
+
+
+def _logs(bus: Bus, topics: Topics) -> Iterator[Symptom]:
+    view = LogView(bus, topics)
+    try:
+        view.read_to_end()
+        commits, skipped = view.accepted.chain.commits, view.accepted.chain.skipped
+        yield Symptom("logs", Severity.OK, f"{commits} commits follow one another, {skipped} records were passed over")
+    except (IntegrityError, NotFoundError) as error:
+        lost = lost_input(bus, topics, view.accepted.chain.position)
+        yield from lost or [Symptom("logs", Severity.FAILURE, error.message, error.hint or "`refold verify` says where")]
+    finally:
+        view.close()
+
+
+def _keys(federation: Federation) -> Symptom:
+    keyring = federation.keyring
+    try:
+        keyring.secret(federation.genesis.secret_digest)
+        ours = keyring.operator().public in federation.genesis.operator_keys
+    except (NotFoundError, ConfigurationError) as error:
+        return Symptom("keys", Severity.WARNING, f"this machine cannot serve: {error.message}", error.hint)
+    if not ours:
+        fix = "say where the operator's key is with --keys or REFOLD_KEYS"
+        return Symptom("keys", Severity.WARNING, "the operator's key here is not this federation's", fix)
+    return Symptom("keys", Severity.OK, "the server's secret and the operator's key are here")
+
+
+def _clocks(bus: Bus, topics: Topics) -> Iterator[Symptom]:
+    """Compare what writers say the time is with when the bus says that it took their record."""
+    off: dict[str, float] = {}
+    for topic in (topics.health, topics.alerts):
+        for partition in range(bus.topics()[topic].partitions):
+            for record in _newest(bus, Place(topic, partition)):
+                subject, ahead_s = _ahead(record)
+                if subject:
+                    # The least: what was sent late, or waited on the way, looks like a clock that is behind.
+                    off[subject] = min(off.get(subject, ahead_s), ahead_s, key=abs)
+    for subject, ahead_s in sorted(off.items()):
+        if abs(ahead_s) > CLOCK_TOLERANCE_S:
+            what = f"{subject}'s clock is {abs(ahead_s):.1f} s {'ahead' if ahead_s > 0 else 'behind'}"
+            yield Symptom("clock", Severity.WARNING, what, f"set up time synchronisation (chrony, ntpd) on {subject}'s machine")
+    if all(abs(ahead_s) <= CLOCK_TOLERANCE_S for ahead_s in off.values()):
+        who = (
+            f"{len(off)} writers agree with the bus to {CLOCK_TOLERANCE_S:g} s"
+            if off
+            else "nobody wrote yet who tells the time"
+        )
+        yield Symptom("clock", Severity.OK, who)
+
+
+def _newest(bus: Bus, place: Place) -> Iterator[Record]:
+    end = bus.end_offset(place)
+    first = max(bus.begin_offset(place), end - CLOCK_WINDOW)
+    if first < end:
+        yield from records_in(bus, place, first, end - 1)
+
+
+def _ahead(record: Record) -> tuple[str, float]:
+    """Return who wrote a record and by how many seconds their clock was ahead of the bus's; no name if it does not say."""
+    try:
+        said = datetime.fromisoformat((record.header("ce_time") or b"").decode())
+        return (record.header("ce_subject") or b"").decode(), said.timestamp() - record.timestamp_ms / 1000
+    except (ValueError, OverflowError):
+        return "", 0.0
+
+
+def _tell(found: list[Symptom]) -> None:
+    for line, symptom in zip(facts([(_name(s), s.what) for s in found]), found, strict=True):
+        say(line)
+        if symptom.fix:
+            say(f"         fix: {symptom.fix}")
+    failures = sum(symptom.severity is Severity.FAILURE for symptom in found)
+    warnings = sum(symptom.severity is Severity.WARNING for symptom in found)
+    note(f"{len(found)} things examined: {failures} failures, {warnings} warnings")
+
+
+def _name(symptom: Symptom) -> str:
+    return f"{MARKS[symptom.severity]}  {symptom.subject}"
