@@ -4,7 +4,7 @@ SHELL := /bin/sh
 PYTHON_IN_VENV := .venv/bin/python
 ARGS ?=
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo kafka test check bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -16,13 +16,16 @@ setup:  ## Make .venv with Refold and its tools (Python 3.11+); at once when up 
 demo: setup  ## Run a small federation on this machine, then rebuild and verify its models
 	@$(PYTHON_IN_VENV) -m refold demo $(ARGS)
 
+kafka: setup  ## Run a Kafka broker until Ctrl-C (ARGS="--nodes 3"); Java and Maven, or Docker, are needed
+	@$(PYTHON_IN_VENV) -m refold.testing.kafka up $(ARGS)
+
 check: setup  ## Lint, formatting, types and the direction of imports
 	$(PYTHON_IN_VENV) -m ruff check .
 	$(PYTHON_IN_VENV) -m ruff format --check .
 	$(PYTHON_IN_VENV) -m mypy
 	$(PYTHON_IN_VENV) -m pytest -q tests/unit/test_imports.py
 
-test: check  ## All checks, then all tests (REFOLD_WITH_TORCH=1 adds torch and its tests)
+test: check  ## All checks, then all tests, those on real brokers too (REFOLD_WITH_TORCH=1 adds torch and its tests)
 	$(PYTHON_IN_VENV) -m pytest $(ARGS)
 
 bench: setup  ## Run every benchmark (ARGS=--json for machines)

@@ -1,15 +1,23 @@
-"""What all tests share: one seed, hypothesis profiles, and a last line that says what was left out."""
+"""What all tests share: one seed, hypothesis profiles, real brokers, and a last line that says what was left out.
 
+Brokers are started on first use and serve the whole run. ``REFOLD_TEST_KAFKA=HOST:PORT`` names one that runs already.
+"""
+
+import gc
 import importlib.util
 import os
 import random
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+from refold.schemas.errors import ConfigurationError
+from refold.testing.kafka import Cluster, find_runtime
 
 TORCH_IS_INSTALLED = importlib.util.find_spec("torch") is not None
 LEFT_OUT_IS_A_FAILURE = {"torch": "REFOLD_WITH_TORCH", "kafka": "REFOLD_REQUIRE_KAFKA"}
@@ -56,6 +64,62 @@ def seed(pytestconfig: pytest.Config) -> int:
 def rng(seed: int, request: pytest.FixtureRequest) -> np.random.Generator:
     """Return random numbers of this test's own: the same whatever other tests run before it."""
     return np.random.default_rng([seed, zlib.crc32(request.node.nodeid.encode())])
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Where a cluster is that somebody else runs."""
+
+    bootstrap: str
+
+    @property
+    def url(self) -> str:
+        """A bus URL without the federation's name."""
+        return f"kafka://{self.bootstrap}"
+
+
+@pytest.fixture(scope="session")
+def kafka_is_available() -> None:
+    """Skip where no broker can be started, with the reason and its cure."""
+    try:
+        find_runtime()
+    except ConfigurationError as error:
+        pytest.skip(" ".join(str(error).split()))
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> Iterator[Cluster | Bootstrap]:
+    """Yield one broker that all tests of the run share: their topics need names of their own."""
+    if named := os.environ.get("REFOLD_TEST_KAFKA"):
+        yield Bootstrap(named)
+        return
+    request.getfixturevalue("kafka_is_available")
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kafka_cluster(kafka_is_available: None) -> Iterator[Cluster]:
+    """Yield three brokers that all tests of the run share; what a test kills or freezes is well again for the next."""
+    # A broker that was killed is let in again once its session is over: by default that takes 9 s.
+    with Cluster(3, settings={"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}) as cluster:
+        yield cluster
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bear with kafka-python, which leaves sockets unclosed that it could not connect: in tests of a broker only."""
+    for item in items:
+        if item.get_closest_marker("kafka"):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    # Collected now, such a socket is this test's; later it would be blamed on another.
+    if item.get_closest_marker("kafka"):
+        gc.collect()
+    # However a test ended, the next one finds three brokers.
+    if isinstance(item, pytest.Function) and isinstance(cluster := item.funcargs.get("kafka_cluster"), Cluster):
+        cluster.restore()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -25,6 +25,13 @@ for name in sorted(sys.modules):
 """
 
 
+PRINT_RECIPE = """
+from refold.testing.kafka.jars import kafka_version, recipe
+print(kafka_version(), *sorted(path.name for path in recipe().iterdir() if path.suffix in {".xml", ".properties"}))
+print(recipe())
+"""
+
+
 def run(*command: str | Path, cwd: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -84,6 +91,7 @@ def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_sdist_has_every_file_of_its_own(sdist_names: set[str]) -> None:
     assert {"README.md", "LICENSE", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "tools/setup.sh"} <= sdist_names
+    assert {"docker/Dockerfile", "docker/compose.yaml", "docker/.env", "docker/kafka/pom.xml"} <= sdist_names
     wanted = files_under("refold", *ROOTS, "tests", "docs", "examples", "benchmarks")
     assert "tests/packaging/test_wheel.py" in wanted
     assert wanted <= sdist_names
@@ -114,6 +122,14 @@ def test_every_module_of_the_installed_wheel_imports(clean_python: Path, wheel_n
     assert files.keys() == expected
     environment = clean_python.parent.parent
     assert all(Path(file).is_relative_to(environment) for file in files.values())
+
+
+def test_the_installed_launcher_has_what_it_fetches_kafka_with(clean_python: Path, tmp_path: Path) -> None:
+    said, folder = run(clean_python, "-I", "-c", PRINT_RECIPE, cwd=tmp_path).splitlines()
+    assert said.split()[1:] == ["log4j2.properties", "pom.xml"]
+    assert Path(folder).is_relative_to(clean_python.parent.parent)
+    pom = (REPOSITORY / "docker" / "kafka" / "pom.xml").read_bytes()
+    assert (Path(folder) / "pom.xml").read_bytes() == pom
 
 
 def test_the_installed_command_answers(clean_python: Path, tmp_path: Path) -> None:
