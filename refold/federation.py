@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from refold.bus import open_bus, parse_url
 from refold.bus.clock import SystemClock
 from refold.bus.contract import Bus
+from refold.bus.copy_place import require_whole
+from refold.bus.copying import Copied, copy_federation
 from refold.bus.ledger import LedgerReader
 from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics, federations_in
@@ -59,14 +61,30 @@ class Federation:
             self._genesis = read_genesis(self.bus, self.topics)
         return self._genesis
 
-    def serve(self, groups: Sequence[str] = GROUPS, *, member: str = "", ensemble: Ensemble | None = None) -> Server:
+    def serve(
+        self,
+        groups: Sequence[str] = GROUPS,
+        *,
+        member: str = "",
+        ensemble: Ensemble | None = None,
+        even_incomplete: bool = False,
+    ) -> Server:
         """Return a server of these groups: start it, or use it as a context manager.
+
+        Parameters
+        ----------
+        even_incomplete
+            Serve a copy that was cut off, because its source is lost: what its log lacks is judged anew or gone.
 
         Raises
         ------
         NotFoundError, ConfigurationError
             The server's secret is not in the key folder, or not this federation's.
+        TryAgainError, UsageError
+            This is a copy, and not a complete one.
         """
+        if not even_incomplete:
+            require_whole(self.bus, self.name)
         secret = self.keyring.secret(self.genesis.secret_digest)
         return Server(self.bus, self.topics, secret, groups=groups, member=member, ensemble=ensemble)
 
@@ -172,6 +190,27 @@ class Federation:
             Read the logs alone: no replay, no steps derived again.
         """
         return Audit(self.bus, self.topics, quick=quick).report(progress or silent)
+
+    def export(
+        self, target: str | Bus, *, topics: Collection[str] = (), verify: bool = False, progress: Progress | None = None
+    ) -> Copied:
+        """Copy the federation to another bus, or go on with a copy; every record keeps its offset. See `refold.bus.copying`.
+
+        Parameters
+        ----------
+        target
+            A bus or its URL; a SQLite file is made if it is not there.
+        topics
+            Short names of those to copy, for readers; all if empty.
+        verify
+            Compare every record afterwards.
+        """
+        bus = open_bus(target) if isinstance(target, str) else target
+        try:
+            return copy_federation(self.bus, bus, self.name, topics=topics, verify=verify, progress=progress)
+        finally:
+            if isinstance(target, str):
+                bus.close()
 
     def log(self, topic: str = "accepted") -> Iterator[tuple[Any, Context]]:
         """Yield every event of ``accepted`` or ``rounds`` as it stands, with where it lies."""

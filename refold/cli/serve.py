@@ -6,7 +6,8 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,7 @@ from refold.bus.contract import Consumer, Place
 from refold.cli.describe import one_line
 from refold.cli.options import Common, common
 from refold.cli.output import note, say, say_json, table
-from refold.cli.status import group_status
+from refold.cli.status import GroupStatus, StatusReader
 from refold.consumers.server import GROUPS
 from refold.federation import Federation
 from refold.producers.lineage import LineageReader
@@ -34,28 +35,38 @@ LOOK_EVERY_S = 0.2
 @click.option("--until-end", is_flag=True, help="Stop once the federation has ended.")
 @click.option("--member", default="", metavar="NAME", help="What this process calls itself, stable over restarts.")
 @click.option("--status", is_flag=True, help="Say who holds each group's place and what it has still to do, and stop.")
-def serve(common: Common, groups: tuple[str, ...], until_end: bool, member: str, status: bool) -> None:
+@click.option("--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Show the status again and again, with rates.")
+@click.option("--even-incomplete", is_flag=True, help="Serve a copy that was cut off, because its source is lost.")
+def serve(
+    common: Common,
+    groups: tuple[str, ...],
+    until_end: bool,
+    member: str,
+    status: bool,
+    watch: float | None,
+    even_incomplete: bool,
+) -> None:
     """Run the groups consistency, detection, aggregation and snapshots, or those named, until SIGINT or SIGTERM.
 
     Any number of servers may run at once: consistency shares its work, of the others one member is active. Tells of rounds and
     alerts on stderr.
     """
     with common.federation() as federation:
-        if status:
-            _show_status(federation, groups or GROUPS, as_json=common.json)
+        if status or watch is not None:
+            _watch_status(federation, groups or GROUPS, watch, as_json=common.json)
             return
         _log_to_stderr()
-        watch = Watch(federation, from_end=not until_end)
-        server = federation.serve(groups or GROUPS, member=member)
+        server = federation.serve(groups or GROUPS, member=member, even_incomplete=even_incomplete)
+        news = Watch(federation, from_end=not until_end)
         try:
             with _stopped_by_signals() as stopped, server:
                 note(f"serving {federation.name} ({', '.join(groups or GROUPS)}) as {server.member}")
                 while not stopped.is_set() and not server.wait(LOOK_EVERY_S):
-                    watch.tell()
-                    if until_end and watch.has_ended:
+                    news.tell()
+                    if until_end and news.has_ended:
                         break
         finally:
-            watch.close()
+            news.close()
         note("stopped")
 
 
@@ -125,12 +136,45 @@ def _log_to_stderr() -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
 
-def _show_status(federation: Federation, groups: tuple[str, ...], *, as_json: bool) -> None:
-    found = group_status(federation, groups)
+def _watch_status(federation: Federation, groups: tuple[str, ...], every_s: float | None, *, as_json: bool) -> None:
+    """Show the status once, or every so often until interrupted."""
+    reader = StatusReader(federation)
+    try:
+        while True:
+            _show_status(reader.read(groups), as_json=as_json, clear=every_s is not None and sys.stdout.isatty())
+            if every_s is None:
+                return
+            time.sleep(every_s)
+    finally:
+        reader.close()
+
+
+def _show_status(found: Sequence[GroupStatus], *, as_json: bool, clear: bool) -> None:
+    now_ms = time.time_ns() // 1_000_000
     if as_json:
         for status in found:
-            say_json(status)
+            say_json(status.to_json(now_ms))
         return
-    rows = [(s["group"], s["to_do"], s["of"], s["last_writer"] or "-", s["last_time"] or "-") for s in found]
-    for line in table(("group", "to do", "of", "last writer", "when"), rows):
+    if clear:
+        click.clear()
+    rows = [(s.group, s.to_do, s.of, _rate(s.per_s), _ago(s.idle_s(now_ms)), ", ".join(s.members) or "-") for s in found]
+    for line in table(("group", "to do", "of", "in/s", "last progress", "held by"), rows):
         say(line)
+    behind = [(f"{p.topic}/{p.partition}", p.to_do, p.member or "-") for s in found if len(s.places) > 1 for p in s.places]
+    behind = [row for row in behind if row[1]]
+    for line in table(("place", "to do", "held by"), behind) if behind else ():
+        say(line)
+
+
+def _rate(per_s: float | None) -> str:
+    return "-" if per_s is None else f"{per_s:.1f}"
+
+
+def _ago(idle_s: float | None) -> str:
+    """Return a time that has passed in the unit that reads best."""
+    if idle_s is None:
+        return "-"
+    for unit, seconds in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if idle_s >= 2 * seconds:
+            return f"{idle_s / seconds:.0f} {unit} ago"
+    return f"{idle_s:.0f} s ago"

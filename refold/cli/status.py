@@ -2,78 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
-from refold.bus.contract import Place
+from refold.bus.closing import close_all
+from refold.bus.contract import Committed, Place
 from refold.bus.ledger import Entry, LedgerReader
-from refold.cli.output import time_text
 from refold.federation import Federation
-from refold.producers.lineage import Lineage
 from refold.schemas.commits import Position
 
-Status = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class PlaceStatus:
+    """One partition that a group reads: what is left of it, who said so last, and when."""
+
+    topic: str
+    partition: int
+    to_do: int
+    member: str | None = None
+    time_ms: int | None = None
 
 
-def group_status(federation: Federation, groups: Sequence[str]) -> list[Status]:
-    """Return for each group what it has still to do, and who wrote last for it.
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """One group.
 
-    The bus does not tell who holds a place; whoever wrote a log's last commit held it then.
+    Parameters
+    ----------
+    to_do, of
+        How much it has not dealt with yet, and of what.
+    members
+        Who holds its places, as far as the bus tells: whoever wrote last for it.
+    time_ms
+        Wall clock of its last progress; None if there was none, or it left no word of it.
+    per_s
+        What came in to be dealt with, per second, since the status before; None the first time.
     """
-    accepted = _last(federation, "accepted")
-    rounds = _last(federation, "rounds")
-    history = federation.history()
-    try:
-        newest, lineage = max(history.snapshots, default=None), history.lineage
-    finally:
-        history.close()
-    made = {
-        "consistency": lambda: _status("consistency", _unread(federation), "records of updates", None),
-        "detection": lambda: _status("detection", _unjudged(federation, accepted), "records of checked", accepted),
-        "aggregation": lambda: _status("aggregation", _uncovered(accepted, rounds), "events of accepted", rounds),
-        "snapshots": lambda: _status("snapshots", _due(federation, lineage, newest), "snapshots", None),
-    }
-    return [made[group]() for group in groups]
+
+    group: str
+    to_do: int
+    of: str
+    members: tuple[str, ...] = ()
+    time_ms: int | None = None
+    per_s: float | None = None
+    places: tuple[PlaceStatus, ...] = field(default=())
+
+    def idle_s(self, now_ms: int) -> float | None:
+        """Seconds since the last progress, by the clocks of the writer and of this machine."""
+        return None if self.time_ms is None else max(0.0, (now_ms - self.time_ms) / 1000)
+
+    def to_json(self, now_ms: int) -> dict[str, object]:
+        """Return it as an object."""
+        return {**asdict(self), "idle_s": self.idle_s(now_ms)}
 
 
-def _status(group: str, to_do: int, of: str, last: Entry | None) -> Status:
-    writer, when = (last.commit.writer, time_text(last.commit.time_ms)) if last else (None, None)
-    return {"group": group, "to_do": to_do, "of": of, "last_writer": writer, "last_time": when}
+class StatusReader:
+    """Follows the logs and says how far the groups are; asked again, it reads only what is new."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._bus = federation.bus
+        self._logs = {log: LedgerReader(self._bus, f"{federation.name}.{log}") for log in ("accepted", "rounds")}
+        self._last: dict[str, Entry] = {}
+        self._history = federation.history()
+        self._inputs: dict[str, tuple[float, int]] = {}
+
+    def read(self, groups: Sequence[str]) -> list[GroupStatus]:
+        """Return the status of these groups now."""
+        for log, reader in self._logs.items():
+            for entry in reader.read_to_end():
+                self._last[log] = entry
+        self._history.refresh()
+        made: dict[str, Callable[[], GroupStatus]] = {
+            "consistency": self._consistency,
+            "detection": self._detection,
+            "aggregation": self._aggregation,
+            "snapshots": self._snapshots,
+        }
+        return [made[group]() for group in groups]
+
+    def _consistency(self) -> GroupStatus:
+        """Its members share partitions and say with each position who they are and when it was.
+
+        Where they never stored one (a copy, or offsets that the bus forgot), it is what the log has no verdict on.
+        """
+        topic = self._federation.topics.updates
+        group = f"{self._federation.name}.consistency"
+        judged = {part.partition: part.next_offset for part in self._position("accepted").updates}
+        places, ends = [], 0
+        for partition in range(self._bus.topics()[topic].partitions):
+            place = Place(topic, partition)
+            end = self._bus.end_offset(place)
+            stored = self._bus.committed(group, place) or Committed(0)
+            left = end - max(self._bus.begin_offset(place), stored.next_offset, judged.get(partition, 0))
+            places.append(PlaceStatus("updates", partition, max(0, left), *_said(stored.metadata)))
+            ends += end
+        members = tuple(sorted({place.member for place in places if place.member}))
+        newest_ms = max((place.time_ms for place in places if place.time_ms), default=None)
+        to_do = sum(place.to_do for place in places)
+        rate = self._rate("consistency", ends)
+        return GroupStatus("consistency", to_do, "records of updates", members, newest_ms, rate, tuple(places))
+
+    def _detection(self) -> GroupStatus:
+        last = self._last.get("accepted")
+        end = self._bus.end_offset(Place(self._federation.topics.checked, 0))
+        to_do = end - self._position("accepted").checked
+        return self._single("detection", to_do, end, "records of checked", last, "checked")
+
+    def _aggregation(self) -> GroupStatus:
+        accepted, last = self._last.get("accepted"), self._last.get("rounds")
+        end = accepted.commit.next_index if accepted else 0
+        to_do = end - self._position("rounds").accepted_index
+        return self._single("aggregation", to_do, end, "events of accepted", last, "accepted")
+
+    def _snapshots(self) -> GroupStatus:
+        """Its manifests do not name their writer; 1 is to do where the policy asks for one that is not there yet."""
+        lineage, kept = self._history.lineage, self._history.snapshots
+        newest = max(kept, default=None)
+        every = self._federation.genesis.snapshots.every_rounds
+        due = lineage.opened is not None and (newest is None or lineage.head // every * every > newest)
+        when_ms = max((taken.time_ms for taken in kept.values()), default=None)
+        rate = self._rate("snapshots", lineage.head)
+        place = PlaceStatus("rounds", 0, int(due), None, when_ms)
+        return GroupStatus("snapshots", int(due), "snapshots", (), when_ms, rate, (place,))
+
+    def _single(self, group: str, to_do: int, end: int, of: str, last: Entry | None, topic: str) -> GroupStatus:
+        """Return the status of a group with one place: whoever wrote its last commit held it then."""
+        writer, when_ms = (last.commit.writer, last.commit.time_ms) if last else (None, None)
+        place = PlaceStatus(topic, 0, to_do, writer, when_ms)
+        return GroupStatus(group, to_do, of, (writer,) if writer else (), when_ms, self._rate(group, end), (place,))
+
+    def _position(self, log: str) -> Position:
+        """Return what a log's last commit covers."""
+        return self._last[log].commit.position if log in self._last else Position()
+
+    def _rate(self, group: str, end: int) -> float | None:
+        """Return how fast a group's input grew since it was asked for last."""
+        now_s = time.monotonic()
+        before = self._inputs.get(group)
+        self._inputs[group] = now_s, end
+        return (end - before[1]) / (now_s - before[0]) if before and now_s > before[0] else None
+
+    def close(self) -> None:
+        """Let go of the readers."""
+        close_all(*self._logs.values(), self._history)
 
 
-def _last(federation: Federation, log: str) -> Entry | None:
-    reader = LedgerReader(federation.bus, f"{federation.name}.{log}")
-    last: Entry | None = None
-    try:
-        for entry in reader.read_to_end():
-            last = entry
-    finally:
-        reader.close()
-    return last
-
-
-def _unread(federation: Federation) -> int:
-    """Return how many offsets of `updates` no member of consistency says it has read."""
-    topic = federation.topics.updates
-    lag = federation.bus.lag(f"{federation.name}.consistency")
-    places = [Place(topic, partition) for partition in range(federation.bus.topics()[topic].partitions)]
-    left = {place: federation.bus.end_offset(place) - federation.bus.begin_offset(place) for place in places}
-    return sum(lag.get(place, left[place]) for place in places)
-
-
-def _unjudged(federation: Federation, accepted: Entry | None) -> int:
-    position = accepted.commit.position if accepted else Position()
-    return federation.bus.end_offset(Place(federation.topics.checked, 0)) - position.checked
-
-
-def _uncovered(accepted: Entry | None, rounds: Entry | None) -> int:
-    covered = rounds.commit.position.accepted_index if rounds else 0
-    return (accepted.commit.next_index if accepted else 0) - covered
-
-
-def _due(federation: Federation, lineage: Lineage, newest: int | None) -> int:
-    """Return 1 where the policy asks for a snapshot that is not there yet."""
-    if lineage.opened is None:
-        return 0
-    every = federation.genesis.snapshots.every_rounds
-    return int(newest is None or lineage.head // every * every > newest)
+def _said(metadata: str) -> tuple[str | None, int | None]:
+    """Return member and time of a stored position, as consistency writes them."""
+    member, _, when = metadata.rpartition(" ")
+    return (member, int(when)) if member and when.isdigit() else (None, None)

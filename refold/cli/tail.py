@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import click
 
+from refold.bus.comparing import LOGS
 from refold.bus.contract import Place, Record
 from refold.bus.ledger import LedgerReader
 from refold.bus.topics import KEPT, is_chunk
 from refold.cli.describe import one_line
 from refold.cli.options import Common, common
 from refold.cli.output import say, say_json, time_text
-from refold.consumers.attached import LEDGERS
 from refold.federation import Federation
 from refold.jsonable import event_json, to_json
 from refold.schemas.canonical import decode
@@ -37,49 +36,75 @@ def tail(common: Common, topics: tuple[str, ...], from_start: bool, until_end: b
     Reads beside everyone else and stores no position. Chunks of payloads are passed over.
     """
     chosen = tuple(dict.fromkeys(topics)) or ("accepted", "rounds", "alerts")
-    with common.federation() as federation:
-        sources = [
-            _ledger(federation, topic, from_start=from_start)
-            if topic in LEDGERS
-            else _records(federation, topic, from_start=from_start)
-            for topic in chosen
-        ]
+    with common.federation() as federation, ExitStack() as stack:
+        sources = [(_Log if topic in LOGS else _Records)(federation, topic, from_start=from_start) for topic in chosen]
+        for source in sources:
+            stack.callback(source.close)
         while True:
-            quiet = True
-            for source in sources:
-                for found, text in next(source):
-                    quiet = False
-                    say_json(found) if common.json else say(_text(found, text))
-            if quiet and until_end:
+            at_ends = [_print_new(source, POLL_S / len(sources), as_json=common.json) for source in sources]
+            if all(at_ends) and until_end:
                 return
-            if quiet:
-                time.sleep(POLL_S)
 
 
-def _ledger(federation: Federation, topic: str, *, from_start: bool) -> Iterator[list[Line]]:
-    """Yield again and again what is new in a log."""
-    reader = LedgerReader(federation.bus, f"{federation.name}.{topic}")
-    for _ in () if from_start else reader.read_to_end():
-        pass
-    while True:
-        yield [
-            (event_json(topic, entry, index, event), one_line(event))
-            for entry in reader.poll(0.0)
+def _print_new(source: _Log | _Records, timeout_s: float, *, as_json: bool) -> bool:
+    """Print what is new, and return whether that was all there is."""
+    lines = source.poll(timeout_s)
+    for found, text in lines:
+        say_json(found) if as_json else say(_text(found, text))
+    return not lines and source.at_end()
+
+
+class _Log:
+    """What is new in a log, event by event."""
+
+    def __init__(self, federation: Federation, topic: str, *, from_start: bool) -> None:
+        self._topic = topic
+        self._bus = federation.bus
+        self._reader = LedgerReader(federation.bus, f"{federation.name}.{topic}")
+        for _ in () if from_start else self._reader.read_to_end():
+            pass
+
+    def poll(self, timeout_s: float) -> list[Line]:
+        """Return what is new, waiting so long for it."""
+        return [
+            (event_json(self._topic, entry, index, event), one_line(event))
+            for entry in self._reader.poll(timeout_s)
             for index, event in entry.indexed()
         ]
 
+    def at_end(self) -> bool:
+        """Whether nothing is left; a poll that brought nothing does not say so on every bus."""
+        return self._reader.next_offset >= self._bus.end_offset(self._reader.place)
 
-def _records(federation: Federation, topic: str, *, from_start: bool) -> Iterator[list[Line]]:
-    """Yield again and again what is new in another topic."""
-    name = f"{federation.name}.{topic}"
-    places = [Place(name, partition) for partition in range(federation.bus.topics()[name].partitions)]
-    with federation.bus.consumer() as consumer:
-        consumer.assign(places)
-        for place in places:
-            if not from_start:
-                consumer.seek(place, federation.bus.end_offset(place))
-        while True:
-            yield [_line(topic, record) for record in consumer.poll(0.0) if not is_chunk(record.headers)]
+    def close(self) -> None:
+        """Let go of the reader."""
+        self._reader.close()
+
+
+class _Records:
+    """What is new in another topic, record by record."""
+
+    def __init__(self, federation: Federation, topic: str, *, from_start: bool) -> None:
+        name = f"{federation.name}.{topic}"
+        self._topic = topic
+        self._bus = federation.bus
+        self._places = [Place(name, partition) for partition in range(federation.bus.topics()[name].partitions)]
+        self._consumer = federation.bus.consumer()
+        self._consumer.assign(self._places)
+        for place in self._places if not from_start else ():
+            self._consumer.seek(place, federation.bus.end_offset(place))
+
+    def poll(self, timeout_s: float) -> list[Line]:
+        """Return what is new, waiting so long for it."""
+        return [_line(self._topic, record) for record in self._consumer.poll(timeout_s) if not is_chunk(record.headers)]
+
+    def at_end(self) -> bool:
+        """Whether nothing is left."""
+        return all(self._consumer.position(place) >= self._bus.end_offset(place) for place in self._places)
+
+    def close(self) -> None:
+        """Let go of the consumer."""
+        self._consumer.close()
 
 
 def _line(topic: str, record: Record) -> Line:
