@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from refold.bus._url import BusUrl, parse_url
 from refold.bus.contract import (
     MAX_RECORD_BYTES,
@@ -27,7 +25,6 @@ from refold.bus.contract import (
     TopicSpec,
     partition_for,
 )
-from refold.schemas.errors import ConfigurationError
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -71,9 +68,6 @@ def open_bus(url: str, *, create: bool = True) -> Bus:
         from refold.bus.memory import MemoryBus
 
         return MemoryBus(parts.location or None)
-    if find_spec("refold.bus.kafka") is None:
-        raise ConfigurationError("this version has no Kafka driver yet", url=url, hint="use sqlite:FILE")
-    from importlib import import_module
+    from refold.bus.kafka import open_kafka
 
-    bus: Bus = import_module("refold.bus.kafka").open_kafka(parts)
-    return bus
+    return open_kafka(parts)

@@ -1,15 +1,16 @@
-"""The consumer of the embedded drivers: positions, turns, waiting."""
+"""Consumers: positions, turns and a life in a group, the same for all drivers; and how the embedded ones wait."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import Protocol, Self
 
 from refold.bus._groups import Group
 from refold.bus._membership import Membership, not_held
 from refold.bus._store import Store, check_place
-from refold.bus.contract import Committed, Listener, Place, Record
+from refold.bus.contract import Committed, Listener, Place, Record, TopicSpec
 from refold.schemas.errors import UsageError
 
 
@@ -17,32 +18,65 @@ def _ignore(places: frozenset[Place]) -> None:
     """Listen to nothing."""
 
 
-class LogConsumer:
-    """Reads from a `Store`. It holds no records between polls, so what is in flight is what the last poll returned."""
+class Log(Protocol):
+    """What a consumer asks of its driver, whatever it reads from."""
+
+    def spec(self, topic: str) -> TopicSpec: ...
+    def begin_offset(self, place: Place) -> int: ...
+    def end_offset(self, place: Place) -> int: ...
+    def committed(self, group: str, place: Place) -> Committed | None: ...
+    def close(self) -> None: ...
+
+
+class Life(Protocol):
+    """A membership in a group, as `Membership` and `KafkaMembership` live it."""
+
+    @property
+    def places(self) -> frozenset[Place]: ...
+    def commit(self, offsets: Mapping[Place, Committed]) -> None: ...
+    def leave(self) -> None: ...
+
+
+class PlacesConsumer(ABC):
+    """Reads places it names, or those that its group gives it; a driver says how it joins, reads and commits."""
+
+    _membership: Life | None
 
     def __init__(
-        self, store: Store, group: str | None, instance: str | None, max_in_flight_bytes: int, session_timeout_s: float
+        self, log: Log, group: str | None, instance: str | None, max_in_flight_bytes: int, session_timeout_s: float
     ) -> None:
         if max_in_flight_bytes < 1 or not session_timeout_s > 0:
             raise UsageError("bytes in flight and the session timeout must be above 0")
         if instance is not None and group is None:
             raise UsageError("an instance name needs a group", instance=instance)
-        self._store = store
+        self._log = log
         self._group = group
         self._instance = instance
         self._max_bytes = max_in_flight_bytes
         self._session_timeout_s = session_timeout_s
         self._positions: dict[Place, int] | None = None
         self._turns: list[Place] = []
-        self._membership: Membership | None = None
+        self._membership = None
         self._closed = False
+
+    @abstractmethod
+    def _join(self, topics: list[str], on_assigned: Listener, on_revoked: Listener) -> Life:
+        """Make a membership; it joins at the next poll."""
+
+    @abstractmethod
+    def _read(self, deadline: float, max_records: int) -> list[Record]:
+        """Keep the membership and return new records, or none when the time (monotonic) has come."""
+
+    @abstractmethod
+    def _commit_alone(self, group: str, offsets: Mapping[Place, Committed]) -> None:
+        """Store a group's positions if it has no members; PlaceTakenError if it has."""
 
     def assign(self, places: Iterable[Place]) -> None:
         """Read these places and no others, from their beginning; leaves the group if it was subscribed."""
         self._check_open()
-        checked = {check_place(self._store.spec(topic), partition) for topic, partition in places}
+        checked = {check_place(self._log.spec(topic), partition) for topic, partition in places}
         self._leave()
-        self._positions = {place: self._store.begin_offset(place) for place in sorted(checked)}
+        self._positions = {place: self._log.begin_offset(place) for place in sorted(checked)}
         self._turns = list(self._positions)
 
     def subscribe(
@@ -52,7 +86,7 @@ class LogConsumer:
         self._check_open()
         if self._group is None:
             raise UsageError("subscribing needs a group", hint="open the consumer with group=NAME, or assign places")
-        names = [self._store.spec(topic).name for topic in topics]
+        names = [self._log.spec(topic).name for topic in topics]
         self._leave()
         self._positions, self._turns = {}, []
         listener = on_assigned or _ignore
@@ -61,16 +95,14 @@ class LogConsumer:
             self._start(gained)
             listener(gained)
 
-        self._membership = Membership(
-            self._store, self._group, self._instance, self._session_timeout_s, names, assigned, on_revoked or _ignore
-        )
+        self._membership = self._join(names, assigned, on_revoked or _ignore)
 
     def _start(self, gained: frozenset[Place]) -> None:
         assert self._group is not None
         positions = self._places()
         for place in sorted(gained):
-            stored = self._store.committed(self._group, place)
-            positions[place] = self._store.begin_offset(place) if stored is None else stored.next_offset
+            stored = self._log.committed(self._group, place)
+            positions[place] = self._log.begin_offset(place) if stored is None else stored.next_offset
         self._turns = [place for place in self._turns if place not in gained] + sorted(gained)
 
     def assignment(self) -> frozenset[Place]:
@@ -83,32 +115,12 @@ class LogConsumer:
         self._places()
         if max_records < 1:
             raise UsageError("max_records must be at least 1", max_records=max_records)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            # Taken before the fetch: what is written after it must end the wait.
-            mark = self._store.mark()
-            if self._membership is not None:
-                self._membership.keep()
-            records = self._fetch(max_records)
-            left_s = deadline - time.monotonic()
-            if records or left_s <= 0:
-                return records
-            self._store.wait(mark, left_s if self._membership is None else min(left_s, self._membership.next_duty_s()))
-
-    def _fetch(self, max_records: int) -> list[Record]:
-        positions = self._places()
-        mine = self.assignment()
-        self._turns = [place for place in self._turns if place in mine]
-        fetched = self._store.fetch([(place, positions[place]) for place in self._turns], max_records, self._max_bytes)
-        positions.update(fetched.positions)
-        # Whoever was served goes to the end of the queue.
-        self._turns = self._turns[fetched.served :] + self._turns[: fetched.served]
-        return fetched.records
+        return self._read(time.monotonic() + timeout_s, max_records)
 
     def seek(self, place: Place, next_offset: int) -> None:
         """Go on from this offset, which must not lie past the end."""
         positions = self._held(place)
-        end = self._store.end_offset(place)
+        end = self._log.end_offset(place)
         if not 0 <= next_offset <= end:
             hint = "the log is shorter than the reader remembers: it lost its tail, or is another log"
             raise UsageError(
@@ -126,18 +138,11 @@ class LogConsumer:
         if self._group is None:
             raise UsageError("committing needs a group", hint="open the consumer with group=NAME")
         for place in offsets:
-            check_place(self._store.spec(place.topic), place.partition)
+            check_place(self._log.spec(place.topic), place.partition)
         if self._membership is not None:
             self._membership.commit(offsets)
             return
-        group_name = self._group
-
-        def check(group: Group) -> Group:
-            if group.members and offsets:
-                raise not_held(group_name, next(iter(offsets)))
-            return group
-
-        self._store.change_group(group_name, check, offsets)
+        self._commit_alone(self._group, offsets)
 
     def _places(self) -> dict[Place, int]:
         if self._positions is None:
@@ -167,10 +172,57 @@ class LogConsumer:
         try:
             self._leave()
         finally:
-            self._store.close()
+            self._log.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class LogConsumer(PlacesConsumer):
+    """Reads from a `Store`. It holds no records between polls, so what is in flight is what the last poll returned."""
+
+    _membership: Membership | None
+
+    def __init__(
+        self, store: Store, group: str | None, instance: str | None, max_in_flight_bytes: int, session_timeout_s: float
+    ) -> None:
+        super().__init__(store, group, instance, max_in_flight_bytes, session_timeout_s)
+        self._store = store
+
+    def _join(self, topics: list[str], on_assigned: Listener, on_revoked: Listener) -> Membership:
+        assert self._group is not None
+        return Membership(self._store, self._group, self._instance, self._session_timeout_s, topics, on_assigned, on_revoked)
+
+    def _read(self, deadline: float, max_records: int) -> list[Record]:
+        """Read what is new. The group's affairs come first, so that no record of a lost place is returned."""
+        while True:
+            # Taken before the fetch: what is written after it must end the wait.
+            mark = self._store.mark()
+            if self._membership is not None:
+                self._membership.keep()
+            records = self._fetch(max_records)
+            left_s = deadline - time.monotonic()
+            if records or left_s <= 0:
+                return records
+            self._store.wait(mark, left_s if self._membership is None else min(left_s, self._membership.next_duty_s()))
+
+    def _fetch(self, max_records: int) -> list[Record]:
+        positions = self._places()
+        mine = self.assignment()
+        self._turns = [place for place in self._turns if place in mine]
+        fetched = self._store.fetch([(place, positions[place]) for place in self._turns], max_records, self._max_bytes)
+        positions.update(fetched.positions)
+        # Whoever was served goes to the end of the queue.
+        self._turns = self._turns[fetched.served :] + self._turns[: fetched.served]
+        return fetched.records
+
+    def _commit_alone(self, group: str, offsets: Mapping[Place, Committed]) -> None:
+        def check(found: Group) -> Group:
+            if found.members and offsets:
+                raise not_held(group, next(iter(offsets)))
+            return found
+
+        self._store.change_group(group, check, offsets)

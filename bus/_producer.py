@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import Self
+from typing import Protocol, Self
 
 from refold.bus._store import Draft, OutcomeUnknown, Store, make_draft
 from refold.bus.contract import Headers
 from refold.schemas.errors import BusError, StorageFullError, TryAgainError, UsageError
+
+
+class Flushes(Protocol):
+    """A producer, to the deliveries that wait for it."""
+
+    def flush(self, timeout_s: float = 30.0) -> None: ...
 
 
 class QueueDelivery:
@@ -15,7 +21,7 @@ class QueueDelivery:
 
     __slots__ = ("_error", "_offset", "_producer")
 
-    def __init__(self, producer: QueueProducer) -> None:
+    def __init__(self, producer: Flushes) -> None:
         self._producer = producer
         self._offset: int | None = None
         self._error: BusError | None = None

@@ -1,4 +1,5 @@
-"""Bus URLs: ``sqlite:FILE[?federation=NAME]``, ``memory:[NAME]``, ``kafka://HOST:PORT[,…]/FEDERATION``."""
+"""Bus URLs: ``sqlite:FILE[?federation=NAME]``, ``memory:[NAME]``,
+``kafka://HOST:PORT[,…]/FEDERATION[?replication=N]``."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from refold.schemas.errors import ConfigurationError
 
-FORMS = "sqlite:FILE[?federation=NAME], memory:[NAME] or kafka://HOST:PORT[,...]/FEDERATION"
+FORMS = "sqlite:FILE[?federation=NAME], memory:[NAME] or kafka://HOST:PORT[,...]/FEDERATION[?replication=N]"
 
 
 class BusUrl(NamedTuple):
@@ -22,11 +23,14 @@ class BusUrl(NamedTuple):
         The file, the name in memory (may be empty) or the brokers.
     federation
         The federation named in the URL, or None.
+    replication
+        Copies of each partition that Kafka shall keep, or None.
     """
 
     scheme: str
     location: str
     federation: str | None = None
+    replication: int | None = None
 
 
 def parse_url(url: str) -> BusUrl:
@@ -37,7 +41,7 @@ def parse_url(url: str) -> BusUrl:
     if scheme == "kafka":
         return _parse_kafka(url, rest)
     location, _, query = rest.partition("?")
-    federation = _federation(url, query)
+    federation = _settings(url, query, ("federation",)).get("federation") or None
     if scheme == "sqlite" and location.startswith("//"):
         raise ConfigurationError(
             "A sqlite URL takes a path, not a host", url=repr(url), hint="write sqlite:/the/path or sqlite:path"
@@ -48,23 +52,27 @@ def parse_url(url: str) -> BusUrl:
 
 
 def _parse_kafka(url: str, rest: str) -> BusUrl:
-    brokers, _, federation = rest.removeprefix("//").partition("/")
-    if not rest.startswith("//") or not brokers:
+    address, _, query = rest.removeprefix("//").partition("?")
+    brokers, _, federation = address.partition("/")
+    if not rest.startswith("//") or not brokers or "" in brokers.split(","):
         raise ConfigurationError("the kafka URL names no broker", url=repr(url), hint=f"write {FORMS}")
-    return BusUrl("kafka", brokers, unquote(federation) or None)
+    found = _settings(url, query, ("replication",)).get("replication")
+    if found is not None and not (found.isdecimal() and 1 <= int(found) <= 99):
+        raise ConfigurationError("replication must be a number of brokers", url=repr(url), hint=f"write {FORMS}")
+    return BusUrl("kafka", brokers, unquote(federation) or None, int(found) if found else None)
 
 
-def _federation(url: str, query: str) -> str | None:
+def _settings(url: str, query: str, known: tuple[str, ...]) -> dict[str, str]:
     try:
         settings = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
     except ValueError as error:
         raise ConfigurationError("the bus URL's settings cannot be read", url=repr(url), hint=f"write {FORMS}") from error
-    federation = settings.pop("federation", None)
-    if settings:
+    unknown = [name for name in settings if name not in known]
+    if unknown:
         raise ConfigurationError(
-            "unknown setting in the bus URL", url=repr(url), setting=", ".join(settings), hint=f"write {FORMS}"
+            "unknown setting in the bus URL", url=repr(url), setting=", ".join(unknown), hint=f"write {FORMS}"
         )
-    return federation or None
+    return settings
 
 
 def sqlite_url(path: Path, federation: str | None) -> str:

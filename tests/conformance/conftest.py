@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from refold.bus import Bus, Consumer, Place, Record, TopicSpec
+from refold.bus.kafka import KafkaBus
 from refold.bus.memory import MemoryBus
 from refold.bus.sqlite import SqliteBus
 
@@ -24,12 +26,11 @@ class Driver:
     wait_s = 20.0
     session_timeout_s = 6.0
     delete_retention_s = 60.0
-    cleans_by_itself = False
-    """Whether records may go before `run_cleaner` is called."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.now_s = 1_700_000_000.0
+        self.group = f"suite-{os.urandom(4).hex()}"
         self._numbers = itertools.count(1)
         self._opened: list[Bus] = []
 
@@ -46,8 +47,12 @@ class Driver:
         raise NotImplementedError
 
     def pass_time(self, seconds: float) -> None:
-        """Let this much time pass for leases and timestamps."""
+        """Let this much time pass on the hand-set clock, for timestamps and, where a bus reads it, for leases."""
         self.now_s += seconds
+
+    def let_leases_age(self, seconds: float) -> None:
+        """Let this much time pass for leases."""
+        self.pass_time(seconds)
 
     def fall_silent(self, consumer: Consumer) -> None:
         """Make a consumer one that no longer answers: past its session timeout, without having left."""
@@ -59,7 +64,7 @@ class Driver:
 
     def topic(self, bus: Bus, *, partitions: int = 1, compacted: bool = False, retention_s: float | None = None) -> str:
         """Create a topic of a new name."""
-        name = f"suite-{os.getpid()}.topic-{next(self._numbers)}"
+        name = f"{self.group}.topic-{next(self._numbers)}"
         bus.create_topics([TopicSpec(name, partitions, compacted, retention_s)])
         return name
 
@@ -104,9 +109,39 @@ class SqliteDriver(Driver):
         )
 
 
-@pytest.fixture(params=[MemoryDriver, SqliteDriver], ids=["memory", "sqlite"])
+class KafkaDriver(Driver):
+    """A real broker. Timestamps follow the hand-set clock; leases are the broker's, and age in real time."""
+
+    session_timeout_s = 2.0
+    bootstrap = ""
+
+    def make_bus(self) -> Bus:
+        # Refold's topics take the broker's time, which nobody sets by hand.
+        by_hand = {"message.timestamp.type": "CreateTime", "message.timestamp.before.max.ms": str(2**63 - 1)}
+        return KafkaBus((self.bootstrap,), federation="suite", wall=self.clock, topic_settings=by_hand)
+
+    def let_leases_age(self, seconds: float) -> None:
+        threading.Event().wait(seconds)
+
+    def fall_silent(self, consumer: Consumer) -> None:
+        """Nothing to do: its heartbeats go out when it is polled, and nobody polls it now."""
+
+
+CLEAN_WHEN_TOLD = [pytest.param(MemoryDriver, id="memory"), pytest.param(SqliteDriver, id="sqlite")]
+ALL = [*CLEAN_WHEN_TOLD, pytest.param(KafkaDriver, id="kafka", marks=pytest.mark.kafka)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "driver" in metafunc.fixturenames:
+        restricted = getattr(metafunc.module, "ONLY_BUSES_THAT_CLEAN_WHEN_TOLD", False)
+        metafunc.parametrize("driver", CLEAN_WHEN_TOLD if restricted else ALL, indirect=True)
+
+
+@pytest.fixture
 def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
     made: Driver = request.param(tmp_path)
+    if isinstance(made, KafkaDriver):
+        made.bootstrap = request.getfixturevalue("kafka").bootstrap
     yield made
     made.close()
 

@@ -166,7 +166,9 @@ def test_deleting_under_a_reader_lets_it_go_on(driver, bus):
         consumer.assign([place])
         assert consumer.poll(driver.wait_s, max_records=1)[0].offset == 0
         bus.delete_records(place, 2)
-        assert [record.offset for record in driver.until(lambda: consumer.position(place) == 4, consumer)] == [2, 3]
+        rest = [record.offset for record in driver.until(lambda: consumer.position(place) == 4, consumer)]
+        # What the reader had fetched before it was deleted may still come.
+        assert rest in ([2, 3], [1, 2, 3])
 
 
 def test_a_reader_of_a_place_emptied_by_deletion_reaches_its_end(driver, bus):

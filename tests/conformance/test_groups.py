@@ -10,8 +10,6 @@ import pytest
 from refold.bus import Committed, Place
 from refold.schemas.errors import PlaceTakenError, UsageError
 
-GROUP = "suite-group"
-
 
 def fill(bus, topic, values, partition=0):
     with bus.producer() as producer:
@@ -22,9 +20,9 @@ def fill(bus, topic, values, partition=0):
 class Reader:
     """A group member that notes what its listeners hear."""
 
-    def __init__(self, driver, bus, topics, *, group=GROUP, instance=None):
+    def __init__(self, driver, bus, topics, *, group=None, instance=None):
         self.heard = []
-        self.consumer = bus.consumer(group=group, instance=instance, session_timeout_s=driver.session_timeout_s)
+        self.consumer = bus.consumer(group=group or driver.group, instance=instance, session_timeout_s=driver.session_timeout_s)
         self.consumer.subscribe(
             topics,
             on_assigned=lambda places: self.heard.append(("assigned", places)),
@@ -110,7 +108,7 @@ def test_a_place_that_need_not_move_stays(driver, bus, reader):
 
 def test_the_revoked_listener_may_still_commit(driver, bus, reader):
     topic = driver.topic(bus, partitions=2)
-    consumer = bus.consumer(group=GROUP, session_timeout_s=driver.session_timeout_s)
+    consumer = bus.consumer(group=driver.group, session_timeout_s=driver.session_timeout_s)
 
     def give_up(places):
         assert places <= consumer.assignment()
@@ -125,7 +123,7 @@ def test_the_revoked_listener_may_still_commit(driver, bus, reader):
         second = reader(topic)
         driver.until(lambda: len(second.places) == 1, consumer, second.consumer)
         [moved] = second.places
-        assert bus.committed(GROUP, moved) == Committed(3, "given up")
+        assert bus.committed(driver.group, moved) == Committed(3, "given up")
         assert second.consumer.position(moved) == 3
 
 
@@ -140,7 +138,7 @@ def test_a_new_member_begins_where_the_group_committed(driver, bus, reader):
     second = reader(topic)
     records = driver.until(lambda: second.places == {place} and second.consumer.position(place) == 3, second.consumer)
     assert [record.offset for record in records] == [2]
-    assert bus.committed(GROUP, place) == Committed(2, "words")
+    assert bus.committed(driver.group, place) == Committed(2, "words")
     assert bus.committed("another", place) is None
 
 
@@ -148,7 +146,7 @@ def test_the_assigned_listener_may_seek(driver, bus):
     topic = driver.topic(bus)
     place = Place(topic, 0)
     fill(bus, topic, [b"0", b"1", b"2"])
-    with bus.consumer(group=GROUP, session_timeout_s=driver.session_timeout_s) as consumer:
+    with bus.consumer(group=driver.group, session_timeout_s=driver.session_timeout_s) as consumer:
         consumer.subscribe([topic], on_assigned=lambda places: [consumer.seek(place, 1) for place in places])
         records = driver.until(lambda: consumer.assignment() == {place} and consumer.position(place) == 3, consumer)
         assert [record.offset for record in records] == [1, 2]
@@ -175,10 +173,10 @@ def test_within_its_session_timeout_a_silent_member_keeps_its_places(driver, bus
     first, second = reader(topic), reader(topic)
     settle(driver, [first, second], 2)
     kept = second.places
-    driver.pass_time(driver.session_timeout_s * 0.6)
+    driver.let_leases_age(driver.session_timeout_s * 0.6)
     first.consumer.poll(0.01)
     second.consumer.poll(0.01)
-    driver.pass_time(driver.session_timeout_s * 0.6)
+    driver.let_leases_age(driver.session_timeout_s * 0.6)
     first.consumer.poll(0.01)
     assert second.places == kept
     second.consumer.commit({place: Committed(0) for place in kept})
@@ -194,7 +192,7 @@ def test_a_zombie_cannot_commit_and_its_next_poll_tells_it_and_joins_anew(driver
     living.consumer.commit({lost: Committed(0, "living")})
     with pytest.raises(PlaceTakenError):
         zombie.consumer.commit({lost: Committed(0, "zombie")})
-    assert bus.committed(GROUP, lost) == Committed(0, "living")
+    assert bus.committed(driver.group, lost) == Committed(0, "living")
     settle(driver, [living, zombie], 2)
     assert zombie.heard[1] == ("revoked", {lost})
 
@@ -206,7 +204,7 @@ def test_committing_a_place_that_is_not_held_stores_nothing(driver, bus, reader)
     [mine], [other] = first.places, second.places
     with pytest.raises(PlaceTakenError):
         first.consumer.commit({mine: Committed(0), other: Committed(0)})
-    assert bus.committed(GROUP, mine) is None
+    assert bus.committed(driver.group, mine) is None
 
 
 def test_a_member_of_the_same_instance_takes_over_and_the_old_one_is_fenced(driver, bus, reader):
@@ -286,21 +284,21 @@ def test_lag_counts_from_the_stored_position_to_the_end(driver, bus, reader):
     fill(bus, topic, [b"x"] * 5, 1)
     member = reader(topic)
     settle(driver, [member], 2)
-    assert bus.lag(GROUP) == {}
+    assert bus.lag(driver.group) == {}
     member.consumer.commit({place: Committed(3)})
-    assert bus.lag(GROUP) == {place: 2}
+    assert bus.lag(driver.group) == {place: 2}
     fill(bus, topic, [b"x"], 1)
-    assert bus.lag(GROUP) == {place: 3}
+    assert bus.lag(driver.group) == {place: 3}
     assert bus.lag("nobody") == {}
 
 
 def test_an_assigned_consumer_may_commit_while_its_group_has_no_members(driver, bus, reader):
     topic = driver.topic(bus)
     place = Place(topic, 0)
-    with bus.consumer(group=GROUP) as alone, bus.consumer() as nobody:
+    with bus.consumer(group=driver.group) as alone, bus.consumer() as nobody:
         alone.assign([place])
         alone.commit({place: Committed(0, "alone")})
-        assert bus.committed(GROUP, place) == Committed(0, "alone")
+        assert bus.committed(driver.group, place) == Committed(0, "alone")
         nobody.assign([place])
         with pytest.raises(UsageError):
             nobody.commit({place: Committed(0)})
@@ -337,7 +335,7 @@ def test_members_in_threads_come_and_go_and_no_place_is_held_twice(driver, bus):
                 for place in places:
                     del holders[place]
 
-        with bus.consumer(group=GROUP, session_timeout_s=30) as consumer:
+        with bus.consumer(group=driver.group, session_timeout_s=30) as consumer:
             consumer.subscribe([topic], on_assigned=take, on_revoked=give)
             for _ in range(polls):
                 consumer.poll(0.005)

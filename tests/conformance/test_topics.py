@@ -78,6 +78,18 @@ def test_unknown_partitions_are_usage_errors(driver, bus):
                 bus.end_offset(Place(topic, partition))
 
 
+def test_a_compacted_topic_takes_no_record_without_a_key(driver, bus):
+    topic = driver.topic(bus, compacted=True)
+    with bus.producer() as producer, pytest.raises(UsageError, match="key"):
+        producer.send(topic, b"value")
+
+
+def test_records_of_a_compacted_topic_cannot_be_deleted_by_offset(driver, bus):
+    topic = driver.topic(bus, compacted=True)
+    with pytest.raises(UsageError, match="tombstones"):
+        bus.delete_records(Place(topic, 0), 0)
+
+
 def test_another_handle_sees_new_topics(driver, bus):
     other = driver.open()
     other.topics()

@@ -1,0 +1,189 @@
+"""The Kafka driver when brokers die or freeze: calls return within their bounds, and what was sent is there once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+
+import pytest
+
+from refold.bus import Committed, Place, TopicSpec
+from refold.bus.kafka import KafkaBus
+from refold.schemas.errors import BusError, PlaceTakenError, TryAgainError
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def brokers(kafka_cluster):
+    yield kafka_cluster
+    kafka_cluster.restore()
+
+
+@pytest.fixture
+def bus(brokers):
+    with KafkaBus(tuple(brokers.bootstrap.split(","))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def topic(bus):
+    def make(partitions=1):
+        name = f"faults-{os.urandom(6).hex()}"
+        bus.create_topics([TopicSpec(name, partitions)])
+        return name
+
+    return make
+
+
+def leader_of(bus, place):
+    return bus._client.look_up(place.topic).leaders[place.partition]
+
+
+def read_all(bus, place):
+    with bus.consumer() as consumer:
+        consumer.assign([place])
+        records, end = [], bus.end_offset(place)
+        while consumer.position(place) < end:
+            records += consumer.poll(1.0)
+        return records
+
+
+def seconds(call, *expected):
+    """Call, and return how long it took; it may raise what is expected."""
+    began = time.monotonic()
+    with contextlib.suppress(*expected):
+        call()
+    return time.monotonic() - began
+
+
+def test_topics_are_kept_three_times_over(bus, topic):
+    node = bus._client.look_up(topic(3))
+    assert node.replicas == 3
+
+
+def test_when_brokers_freeze_every_call_returns_within_its_bound_and_goes_on_when_they_thaw(bus, topic, brokers):
+    place = Place(topic(), 0)
+    producer, reader = bus.producer(), bus.consumer()
+    member = bus.consumer(group=place.topic, instance="one", session_timeout_s=6)
+    reader.assign([place])
+    member.subscribe([place.topic])
+    deadline = time.monotonic() + WAIT_S
+    while not member.assignment():
+        assert time.monotonic() < deadline
+        member.poll(0.1)
+    producer.send(place.topic, b"before", partition=0)
+    producer.flush()
+    for node in brokers.ids:
+        brokers.freeze(node)
+    try:
+        producer.send(place.topic, b"frozen", partition=0)
+        assert seconds(lambda: producer.flush(1.0), TryAgainError) < 1.5
+        assert seconds(lambda: reader.poll(0.5), BusError) < 1.5
+        assert seconds(lambda: member.poll(0.5), BusError) < 2.5
+        with pytest.raises((BusError, PlaceTakenError)):
+            member.commit({place: Committed(1)})
+        with pytest.raises(BusError):
+            bus.end_offset(place)
+        with pytest.raises(BusError):
+            bus.topics()
+        assert seconds(member.close) < 6
+    finally:
+        for node in brokers.ids:
+            brokers.thaw(node)
+    producer.flush(WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    seen = []
+    while len(seen) < 2:
+        assert time.monotonic() < deadline
+        try:
+            seen += [record.value for record in reader.poll(0.5)]
+        except BusError:
+            continue
+    assert seen == [b"before", b"frozen"]
+    assert [record.value for record in read_all(bus, place)] == [b"before", b"frozen"]
+    producer.close()
+    reader.close()
+
+
+def test_closing_a_producer_that_reaches_nobody_ends_and_says_so(bus, topic, brokers, monkeypatch):
+    monkeypatch.setattr("refold.bus._kafka_producer.FLUSH_S", 2.0)
+    place = Place(topic(), 0)
+    producer = bus.producer()
+    delivery = producer.send(place.topic, b"", partition=0)
+    for node in brokers.ids:
+        brokers.freeze(node)
+    try:
+        assert seconds(producer.close, BusError, TryAgainError) < 6
+        with pytest.raises(BusError, match="closed before"):
+            delivery.result(0)
+    finally:
+        for node in brokers.ids:
+            brokers.thaw(node)
+
+
+def test_when_the_leader_is_killed_what_is_sent_is_there_once_and_in_order_and_readers_go_on(bus, topic, brokers):
+    place, count = Place(topic(), 0), 1500
+    killed = threading.Event()
+    seen: list[int] = []
+
+    def read():
+        with bus.consumer(group=place.topic, session_timeout_s=20) as consumer:
+            consumer.subscribe([place.topic])
+            deadline = time.monotonic() + WAIT_S
+            while len(seen) < count and time.monotonic() < deadline:
+                seen.extend(int(record.value[:8]) for record in consumer.poll(0.2))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with bus.producer() as producer:
+        deliveries = []
+        for number in range(count):
+            deliveries.append(producer.send(place.topic, b"%08d" % number * 100, partition=0))
+            if number % 10 == 0:
+                producer.flush(WAIT_S)
+            if number == count // 3:
+                brokers.kill(leader_of(bus, place))
+                killed.set()
+        producer.flush(WAIT_S)
+    reader.join()
+    assert killed.is_set()
+    assert [delivery.result() for delivery in deliveries] == list(range(count))
+    assert seen == list(range(count))
+    assert bus.end_offset(place) == count
+
+
+def test_when_a_groups_coordinator_is_killed_its_members_keep_their_places(bus, topic, brokers):
+    name = topic(2)
+    heard = []
+    with bus.consumer(group=name, session_timeout_s=30) as first, bus.consumer(group=name, session_timeout_s=30) as second:
+        for consumer in (first, second):
+            consumer.subscribe([name])
+        deadline = time.monotonic() + WAIT_S
+        while len(first.assignment()) != 1 or len(second.assignment()) != 1:
+            assert time.monotonic() < deadline
+            first.poll(0.02)
+            second.poll(0.02)
+        places = first.assignment() | second.assignment()
+        coordinator = int(first._client.coordinator(name).patient.removeprefix("coordinator-"))
+        brokers.kill(coordinator)
+        deadline = time.monotonic() + WAIT_S
+        stored = False
+        while not stored:
+            assert time.monotonic() < deadline
+            for consumer in (first, second):
+                try:
+                    consumer.poll(0.05)
+                except BusError as error:
+                    heard.append(error)
+            try:
+                first.commit({place: Committed(0, "kept") for place in first.assignment()})
+                stored = bus.committed(name, next(iter(first.assignment()))) == Committed(0, "kept")
+            except BusError as error:
+                heard.append(error)
+        assert first.assignment() | second.assignment() == places
+        assert len(heard) < 3
