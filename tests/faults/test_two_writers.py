@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from faultkit.buses import AFTER
-from faultkit.faults import LOSE, Fault, freeze_request
-from faultkit.processes import Child, wait_until
+from faultkit.faults import LOSE, Fault
+from faultkit.processes import wait_until
 from faultkit.world import GROUPS, Clients, World
+from faultkit.zombies import STOOD_BACK, found_with_two_detections, freeze_and_thaw_late, head_of
 
 from refold.bus.ledger import read_all
 from refold.schemas.commits import Chain
@@ -19,12 +18,9 @@ from refold.schemas.events import UpdateAccepted
 SESSION_S = 2.0
 
 
-STOOD_BACK = "another detection's commit was taken first"
-
-
 def test_f03_a_frozen_detection_that_thaws_late_changes_nothing(world: World, long_run: bool, seed: int):
     freezes = 20 if long_run else 4
-    detections = found_with_two_detections(world)
+    detections = found_with_two_detections(world, SESSION_S)
     with Clients(world, world.clients):
         for _ in range(freezes):
             freeze_and_thaw_late(world, detections)
@@ -40,7 +36,7 @@ def test_f03_a_frozen_detection_that_thaws_late_changes_nothing(world: World, lo
 
 
 def test_f12_with_the_previous_hash_unchecked_the_same_check_fails(world: World, monkeypatch: pytest.MonkeyPatch):
-    detections = found_with_two_detections(world)
+    detections = found_with_two_detections(world, SESSION_S)
     with Clients(world, world.clients):
         freeze_and_thaw_late(world, detections)
         world.fed.end("the test is over")
@@ -54,35 +50,6 @@ def test_f12_with_the_previous_hash_unchecked_the_same_check_fails(world: World,
     assert accepted_twice(world)
 
 
-def found_with_two_detections(world: World) -> list[Child]:
-    """Make a federation, start its groups with two members of detection, and return these."""
-    world.found(clients=3, deadline_s=3.0)
-    world.tell(session_timeout_s=SESSION_S)
-    for group in ("consistency", "aggregation", "snapshots"):
-        world.serve(group)
-    return [world.serve("detection") for _ in range(2)]
-
-
-def freeze_and_thaw_late(world: World, detections: list[Child]) -> None:
-    """Stop whoever sends a commit right before it does, and let it go on when its successor has made two rounds.
-
-    The bus's write lock is free at that moment, so that nobody ends the process for holding it.
-    """
-    world.wait_for_round(head_of(world) + 2)
-    freeze_request(world.place.folder).touch()
-    zombie = wait_for_the_frozen(world, detections)
-    world.wait_for_round(head_of(world) + 2)
-    stale = world.check().stale
-    zombie.send(signal.SIGCONT)
-    wait_until(lambda: world.check().stale > stale, "the late commit", tend=world.tend, pause_s=0.1)
-
-
-def wait_for_the_frozen(world: World, detections: list[Child]) -> Child:
-    """Return the one that stopped."""
-    wait_until(lambda: any(is_frozen(child) for child in detections), "the freeze", tend=world.tend)
-    return next(child for child in detections if is_frozen(child))
-
-
 def accepted_twice(world: World) -> set[bytes]:
     """Return the updates that Refold's own reader sees accepted more than once."""
     seen: set[bytes] = set()
@@ -92,15 +59,6 @@ def accepted_twice(world: World) -> set[bytes]:
             if isinstance(event, UpdateAccepted):
                 (again if event.origin.digest in seen else seen).add(event.origin.digest)
     return again
-
-
-def head_of(world: World) -> int:
-    with world.following() as lineage:
-        return int(lineage().head)
-
-
-def is_frozen(child: Child) -> bool:
-    return bool(psutil.Process(child.pid).status() == psutil.STATUS_STOPPED)
 
 
 @pytest.mark.parametrize("topic", ["accepted", "rounds"])

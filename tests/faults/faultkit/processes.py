@@ -29,11 +29,14 @@ from faultkit.archive import archiver
 from faultkit.buses import HookedBus
 from faultkit.faults import KILL, Fault, Faulty, note
 from faultkit.outboxes import hook_outboxes
+from refold.bus import open_bus
 from refold.bus.sqlite import SqliteBus
 from refold.schemas.errors import RefoldError
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["refold.federation", "refold.consumers.server", "refold.producers.client", "refold.bus.sqlite"])
+FORKS.set_forkserver_preload(
+    ["refold.federation", "refold.consumers.server", "refold.producers.client", "refold.bus.sqlite", "refold.bus.kafka"]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Place:
     """Where a federation lies, and what its processes are told."""
 
     folder: Path
+    bus: str = ""
+    """The bus's URL with the federation's name, where it is no file."""
     disk: Path | None = None
     """The folder of the bus's file, where it is not `folder`."""
     archives: bool = True
@@ -57,7 +62,12 @@ class Place:
     @property
     def url(self) -> str:
         """The bus's URL."""
-        return f"sqlite:{self.file}"
+        return self.bus or f"sqlite:{self.file}"
+
+    @property
+    def keys(self) -> Path:
+        """The server's keys."""
+        return self.folder / "fed.keys"
 
     @property
     def archive(self) -> Path:
@@ -82,7 +92,7 @@ class Place:
         """Open the bus as its processes see it."""
         kept = archiver(self.archive) if self.archives else lambda _bus, _place, _before: None
         return HookedBus(
-            SqliteBus(self.file, max_size_bytes=self.max_size_bytes),
+            open_bus(self.bus) if self.bus else SqliteBus(self.file, max_size_bytes=self.max_size_bytes),
             Faulty(faults, self.diary),
             drop=drop or (lambda _point, _value: False),
             on_delete=kept,
@@ -95,7 +105,7 @@ def serve(place: Place, groups: tuple[str, ...], member: str, faults: tuple[Faul
     stop = _told_to_stop()
     with _as_a_program(place, member or "+".join(groups), f"{place.folder}/server.log"):
         bus = place.open(faults)
-        federation = refold.connect(place.url, bus=bus)
+        federation = refold.connect(place.url, bus=bus, keys=place.keys)
         with federation.serve(groups, member=member) as server:
             while not stop.is_set() and not server.wait(0.1):
                 pass

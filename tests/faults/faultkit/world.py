@@ -37,8 +37,8 @@ def small_model(size: int = 40) -> dict[str, Any]:
 class World:
     """A federation's folder and processes. Use as a context manager: it ends every process it started."""
 
-    def __init__(self, folder: Path) -> None:
-        self.place = Place(folder)
+    def __init__(self, folder: Path, bus: str = "") -> None:
+        self.place = Place(folder, bus)
         self.children: list[Child] = []
         self.clients: list[str] = []
         self.client_errors: list[BaseException] = []
@@ -58,7 +58,7 @@ class World:
         create = {name: settings.pop(name) for name in ("snapshots", "optimizer", "partitions", "defence") if name in settings}
         plan = refold.Plan(**{"minimum": clients, "deadline_s": 5.0, "heartbeat_s": 0.1} | settings)
         create = {"snapshots": refold.SnapshotPolicy(2, 2), "partitions": 2, "defence": "consistency"} | create
-        self.federation = refold.create(self.place.url, model or small_model(), plan=plan, **create)
+        self.federation = refold.create(self.place.url, model or small_model(), plan=plan, keys=self.place.keys, **create)
         self.clients = [f"c{number}" for number in range(clients)]
         for name in self.clients:
             self.federation.enroll(name, SigningKey.load_or_create(self.place.key(name)).public)
