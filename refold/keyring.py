@@ -16,7 +16,10 @@ OPERATOR, SECRET = "operator.pem", "server.secret"
 
 
 def key_folder(url: str, folder: str | Path | None) -> Path:
-    """Return where a federation's keys lie: as given, by ``REFOLD_KEYS``, or beside the bus file as ``NAME.keys``."""
+    """Return where a federation's keys lie.
+
+    As given, by ``REFOLD_KEYS``, beside the bus file as ``NAME.keys``, or in the home folder under the federation's name.
+    """
     if folder is not None:
         return Path(folder)
     if os.environ.get("REFOLD_KEYS"):
@@ -24,7 +27,7 @@ def key_folder(url: str, folder: str | Path | None) -> Path:
     target = parse_url(url)
     if target.scheme == "sqlite":
         return Path(target.location).with_suffix(".keys")
-    return Path.home() / ".config" / "refold" / "keys"
+    return Path.home() / ".config" / "refold" / "keys" / (target.federation or "federation")
 
 
 class Keyring:

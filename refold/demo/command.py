@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from refold.demo.names import EMBEDDED
 from refold.schemas.errors import IntegrityError
 
 
@@ -17,18 +18,28 @@ from refold.schemas.errors import IntegrityError
 @click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--clients", type=click.IntRange(3, 40), default=10, show_default=True)
 @click.option("--faults", type=click.Choice(["all", "none"]), default="all", show_default=True)
+@click.option(
+    "--bus",
+    default=EMBEDDED,
+    show_default=True,
+    metavar="BUS",
+    help="sqlite; kafka://HOST:PORT[,...] (new federations there); or kafka, which starts brokers for as long as it runs.",
+)
+@click.option(
+    "--brokers", type=click.Choice([1, 3]), default=1, show_default=True, help="With --bus kafka; of 3 one is killed."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report on stdout.")
-def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, as_json: bool) -> int:
+def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, bus: str, brokers: int, as_json: bool) -> int:
     """Train on real data under real faults, four times, and show what became of each fault.
 
-    Clients send broken, doubled, huge, late and flipped updates; clients and the server are killed. The folder OUT keeps the
-    logs, the bus files, report.json and a picture.
+    Clients send broken, doubled, huge, late and flipped updates; clients, the server and, of three brokers, one are killed.
+    The folder OUT keeps the logs, the bus files (exported ones, with Kafka), report.json and a picture.
     """
     # Loaded here, so that `refold --help` loads none of it.
     from refold.demo.screen import Screen
     from refold.demo.show import Request, perform
 
-    request = Request(out, seed, rounds, clients, faults == "all")
+    request = Request(out, seed, rounds, clients, faults == "all", bus, brokers)
     screen = Screen(rounds)
     # As Ctrl-C does: the processes of the runs are ended before this one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

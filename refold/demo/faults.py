@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 NAN, FLIPPED, TWICE, SCALED, STALE, KILLED = "nan", "bytes-flipped", "sent-twice", "norm-x100", "stale", "client-killed"
-SIGN_FLIP, SERVER_KILLED = "sign-flip", "server-killed"
+SIGN_FLIP, SERVER_KILLED, BROKER_KILLED = "sign-flip", "server-killed", "broker-killed"
+NO_CLIENTS = frozenset({SERVER_KILLED, BROKER_KILLED})
+"""Faults that no client has a part in."""
 KINDS = (NAN, FLIPPED, TWICE, SCALED, STALE, KILLED)
 
 EVERY_ROUNDS = 4

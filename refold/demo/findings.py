@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from refold.demo.faults import KILLED, SERVER_KILLED, TWICE, Fault
+from refold.demo.faults import KILLED, NO_CLIENTS, TWICE, Fault
 from refold.schemas.reasons import ANOMALY, CONTENT, INTEGRITY, PROTOCOL, REASONS
 
 Event = dict[str, Any]
@@ -50,7 +50,7 @@ def findings(faults: Iterable[Fault], log: Iterable[Event]) -> list[Finding]:
             verdicts.setdefault(event["origin"]["digest"], []).append(event)
         elif event["type"] == "Unattributed":
             verdicts.setdefault(event["digest"], []).append(event)
-    found = [_finding(fault, verdicts) for fault in faults if fault.kind != SERVER_KILLED]
+    found = [_finding(fault, verdicts) for fault in faults if fault.kind not in NO_CLIENTS]
     return sorted(found, key=lambda finding: (finding.round, finding.client))
 
 

@@ -15,9 +15,11 @@ import refold
 from refold.bus.contract import Place
 from refold.bus.ledger import LedgerReader, read_all
 from refold.bus.topics import Topics
+from refold.demo.buses import Buses
 from refold.demo.client import Settings
 from refold.demo.data import Examples
-from refold.demo.faults import SERVER_KILLED, Fault, client_name
+from refold.demo.faults import BROKER_KILLED, SERVER_KILLED, Fault, client_name
+from refold.demo.names import BUS_FILE
 from refold.demo.network import BATCH, EPOCHS, RATE, Weights, accuracy
 from refold.demo.processes import Processes
 from refold.federation import Federation
@@ -27,7 +29,6 @@ from refold.schemas.errors import TryAgainError
 from refold.schemas.keys import SigningKey
 from refold.state.model_state import ModelState
 
-FEDERATION = "digits"
 HEARTBEAT_S, DEADLINE_S = 0.2, 1.0
 WATCH_S = 0.05
 LONGEST_S = 300.0
@@ -42,10 +43,11 @@ class Kind:
     title: str
     defence: str
     faults: bool
+    kills_a_broker: bool = False
 
 
 KINDS = (
-    Kind("all", "faults, all defences on", "all", True),
+    Kind("all", "faults, all defences on", "all", True, kills_a_broker=True),
     Kind("none", "faults, nothing on", "none", True),
     Kind("consistency", "faults, consistency only", "consistency", True),
     Kind("clean", "no faults, all defences on", "all", False),
@@ -67,6 +69,8 @@ class Outcome:
         The events of `accepted` and `rounds` as ``refold log --json`` prints them.
     faults
         What the injectors said.
+    kept
+        URL of the bus that is left when the demonstration is over.
     """
 
     kind: Kind
@@ -75,6 +79,8 @@ class Outcome:
     log: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     server_kills: int = 0
+    broker_kills: int = 0
+    kept: str = ""
 
 
 class Run:
@@ -88,8 +94,11 @@ class Run:
         Ends the run with an error when set.
     """
 
-    def __init__(self, kind: Kind, settings: Settings, initial: Weights, test: Examples, stop: threading.Event) -> None:
+    def __init__(
+        self, kind: Kind, settings: Settings, initial: Weights, test: Examples, buses: Buses, stop: threading.Event
+    ) -> None:
         self._stop = stop
+        self._buses = buses
         self._kind = kind
         self._settings = settings
         self._test = test
@@ -111,6 +120,7 @@ class Run:
             self._settle(federation, processes)
             processes.stop("server")
             self._outcome.log = log_of(federation)
+            self._outcome.kept = self._buses.keep(self._settings.url, self._folder)
         self._outcome.faults = self._settings.fault_file.read()
         return self._outcome
 
@@ -125,12 +135,19 @@ class Run:
             seed=settings.seed.to_bytes(16, "little"),
         )
         snapshots = refold.SnapshotPolicy(every_rounds=4, keep_last=8)
-        federation = refold.create(settings.url, self._initial, plan=plan, snapshots=snapshots, defence=self._kind.defence)
+        federation = refold.create(
+            settings.url, self._initial, plan=plan, snapshots=snapshots, defence=self._kind.defence, keys=self._keys
+        )
         for index in range(settings.clients):
             name = client_name(index)
             key = SigningKey.load_or_create(self._folder / "clients" / f"{name}.pem")
             federation.enroll(name, key.public)
         return federation
+
+    @property
+    def _keys(self) -> Path:
+        """The server's keys, where the bus file that is left looks for them."""
+        return (self._folder / BUS_FILE).with_suffix(".keys")
 
     def _start(self, processes: Processes) -> None:
         """Start the clients, and once all are ready the server: so the first round is everyone's, however slow the start."""
@@ -146,7 +163,8 @@ class Run:
         # Readable when the last client has closed its end, be it by dying: `_watch` finds that out.
         select.select([all_ready], [], [], LONGEST_S)
         os.close(all_ready)
-        processes.start("server", "refold", "serve", "--bus", self._settings.url, "--member", "server")
+        serve = ("serve", "--bus", self._settings.url, "--keys", str(self._keys), "--member", "server")
+        processes.start("server", "refold", *serve)
 
     def _watch(self, federation: Federation, history: History, processes: Processes, told: Told) -> None:
         """Follow the rounds, kill the server in the middle of one, and start again whoever was killed."""
@@ -160,6 +178,7 @@ class Run:
             self._measure(history, told)
             if not self._outcome.server_kills:
                 self._kill_in_the_middle(federation, history.lineage.head + 1, processes)
+            self._kill_a_broker(history.lineage.head + 1)
         history.rounds.read_to_end()
         self._measure(history, told)
 
@@ -183,6 +202,15 @@ class Run:
             self._settings.fault_file.add(Fault(SERVER_KILLED, "", open_round))
             processes.kill("server")
             self._outcome.server_kills += 1
+
+    def _kill_a_broker(self, open_round: int) -> None:
+        """Kill one of several brokers at the half; it stays dead."""
+        if not self._kind.kills_a_broker or not self._buses.brokers or self._outcome.broker_kills:
+            return
+        if self._settings.faults and open_round > self._settings.rounds // 2:
+            self._settings.fault_file.add(Fault(BROKER_KILLED, "", open_round))
+            self._buses.kill_a_broker()
+            self._outcome.broker_kills += 1
 
     def _settle(self, federation: Federation, processes: Processes) -> None:
         """Wait until every update that was sent has its verdict."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -61,7 +61,7 @@ class Screen:
         )
         self.console.print(
             f"{updates['received']} updates: {updates['accepted']} accepted, {rejected} rejected; "
-            f"server killed {_times(report['server_kills'])}; {report['seconds']:.0f} s"
+            f"server killed {_times(report['server_kills'])}{_brokers(report)}; {report['seconds']:.0f} s"
         )
         for one in report["rebuilt"]:
             verdict = "[green]equal[/]" if one["equal"] else "[red]NOT EQUAL[/]"
@@ -96,3 +96,7 @@ def _rows(found: list[Finding]) -> Iterable[tuple[str, Finding]]:
 
 def _times(count: int) -> str:
     return {0: "never", 1: "once"}.get(count, f"{count} times")
+
+
+def _brokers(report: dict[str, Any]) -> str:
+    return f", a broker killed {_times(report['broker_kills'])}" if report.get("broker_kills") else ""

@@ -13,10 +13,12 @@ from typing import Any
 
 import refold
 from refold.demo import data
+from refold.demo.buses import Buses, open_buses
 from refold.demo.client import Settings
 from refold.demo.findings import Finding, count_updates, findings
+from refold.demo.names import EMBEDDED
 from refold.demo.network import initial_weights
-from refold.demo.run import FEDERATION, KINDS, Kind, Outcome, Run, Told
+from refold.demo.run import KINDS, Kind, Outcome, Run, Told
 from refold.producers.history import History
 from refold.schemas.errors import UsageError
 from refold.state.model_state import ModelState
@@ -38,6 +40,8 @@ class Request:
     rounds: int
     clients: int
     faults: bool
+    bus: str = EMBEDDED
+    brokers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,14 @@ def perform(request: Request, told: Told) -> Show:
     """Run everything, and leave logs, bus files, picture and report in the folder."""
     began_s = time.monotonic()
     prepare(request.out)
-    outcomes = _run_all(request, told)
+    with open_buses(request.bus, request.brokers) as buses:
+        outcomes = _run_all(request, buses, told)
+        rebuilt = _rebuild(outcomes["all"].url, request.rounds)
     found = findings(outcomes["all"].faults, outcomes["all"].log)
     for outcome in outcomes.values():
         _keep_lines(request.out / outcome.kind.name / "log.jsonl", outcome.log)
     _draw(request.out / "accuracy.png", outcomes, found)
-    report = _report(request, outcomes, found)
+    report = _report(outcomes, found) | {"rebuilt": rebuilt}
     report["seconds"] = round(time.monotonic() - began_s, 1)
     (request.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return Show(outcomes, found, report)
@@ -80,13 +86,13 @@ def prepare(out: Path) -> None:
     (out / MARK).touch()
 
 
-def _run_all(request: Request, told: Told) -> dict[str, Outcome]:
+def _run_all(request: Request, buses: Buses, told: Told) -> dict[str, Outcome]:
     hands, test = data.deal(data.load_digits(), request.clients, alpha=ALPHA, seed=request.seed)
     file = request.out / "data.npz"
     data.save(file, hands)
     initial = initial_weights(request.seed)
     stop = threading.Event()
-    runs = [Run(kind, _settings(request, kind, file), initial, test, stop) for kind in KINDS]
+    runs = [Run(kind, _settings(request, kind, file, buses), initial, test, buses, stop) for kind in KINDS]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         going = [pool.submit(run.go, told) for run in runs]
         try:
@@ -99,12 +105,12 @@ def _run_all(request: Request, told: Told) -> dict[str, Outcome]:
     return {kind.name: run.result() for kind, run in zip(KINDS, going, strict=True)}
 
 
-def _settings(request: Request, kind: Kind, file: Path) -> Settings:
+def _settings(request: Request, kind: Kind, file: Path, buses: Buses) -> Settings:
     folder = (request.out / kind.name).absolute()
     folder.mkdir()
     return Settings(
-        url=f"sqlite:{folder / 'bus.db'}?federation={FEDERATION}",
-        federation=FEDERATION,
+        url=buses.url(kind.name, folder),
+        federation=buses.federation(kind.name),
         folder=str(folder),
         data=str(file.absolute()),
         seed=request.seed,
@@ -114,7 +120,7 @@ def _settings(request: Request, kind: Kind, file: Path) -> Settings:
     )
 
 
-def _report(request: Request, outcomes: dict[str, Outcome], found: list[Finding]) -> dict[str, Any]:
+def _report(outcomes: dict[str, Outcome], found: list[Finding]) -> dict[str, Any]:
     defended = outcomes["all"]
     return {
         "rounds": len(defended.accuracy) - 1,
@@ -127,8 +133,8 @@ def _report(request: Request, outcomes: dict[str, Outcome], found: list[Finding]
             for one in found
         ],
         "server_kills": defended.server_kills,
-        "rebuilt": _rebuild(defended.url, request.rounds),
-        "bus": defended.url,
+        **({"broker_kills": defended.broker_kills} if defended.broker_kills else {}),
+        "bus": defended.kept,
     }
 
 
