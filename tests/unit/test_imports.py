@@ -25,7 +25,7 @@ MAY_IMPORT = {
 FACE = "refold"  # what is in refold/ itself: it may import all, and no root may import it
 LOADED_ON_USE = {"torch", "sklearn", "matplotlib"}
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
-KAFKA_DRIVER = "refold.bus.kafka"
+KAFKA_DRIVER = ("refold.bus.kafka", "refold.bus._kafka_")
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def fault_of(module: str, found: Import) -> str | None:
         return f"imports {top} as a top-level package: write refold.{top}"
     if top == "refold" and root != FACE and root_of(found.target) not in MAY_IMPORT[root] | {root}:
         return f"imports upward: {root} may not import {found.target}"
-    if top == "kafka" and module != KAFKA_DRIVER:
-        return "imports kafka outside bus/kafka.py"
+    if top == "kafka" and module != KAFKA_DRIVER[0] and not module.startswith(KAFKA_DRIVER[1]):
+        return "imports kafka outside bus/kafka.py and bus/_kafka_*.py"
     if top in UNPICKLERS:
         return f"imports {top}, and loading a pickle runs its author's code"
     if top in LOADED_ON_USE and found.when_loaded:
@@ -214,6 +214,7 @@ def test_a_forbidden_import_is_named(module: str, source: str, fault: str) -> No
         ("refold.consumers.worker", "from refold.producers import outbox\nfrom refold.bus.contract import Bus"),
         ("refold.cli", "import refold\nfrom refold.consumers import worker"),
         ("refold.bus.kafka", "import kafka\nfrom kafka.errors import KafkaError"),
+        ("refold.bus._kafka_client", "import kafka"),
         ("refold.consumers.health", "def f():\n    import sklearn, torch\n    import matplotlib.pyplot"),
         ("refold.consumers.health", "async def f():\n    if x:\n        import torch"),
         ("refold.consumers.health", "if typing.TYPE_CHECKING:\n    import torch"),
