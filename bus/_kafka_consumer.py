@@ -13,7 +13,8 @@ from refold.bus._kafka_client import ANSWER_S, KafkaClient
 from refold.bus._kafka_errors import Again, Unanswered, check
 from refold.bus._kafka_fetching import Fetching
 from refold.bus._kafka_group import KafkaMembership
-from refold.bus._kafka_places import COORDINATOR_MOVED, EARLIEST, LATEST, commit_request, offset_at, stored_positions
+from refold.bus._kafka_member import Identity, commit, first_error
+from refold.bus._kafka_places import COORDINATOR_MOVED, EARLIEST, LATEST, offset_at, stored_positions
 from refold.bus._kafka_topics import Specs
 from refold.bus._membership import not_held
 from refold.bus._store import check_place
@@ -140,8 +141,7 @@ class KafkaConsumer(PlacesConsumer):
         def attempt(left_s: float) -> int:
             try:
                 node = self._client.coordinator(group, left_s).prompt
-                response = self._client.ask(commit_request(group, offsets), node, left_s)
-                code = next((part.error_code for topic in response.topics for part in topic.partitions if part.error_code), 0)
+                code = first_error(self._client.ask(commit(Identity(group, None), offsets), node, left_s))
                 if code in COORDINATOR_MOVED:
                     raise Again("the coordinator moved")
             except (Again, Unanswered):
@@ -149,7 +149,7 @@ class KafkaConsumer(PlacesConsumer):
                 raise
             if code not in _HAS_MEMBERS:
                 check(code)
-            return int(code)
+            return code
 
         if not offsets:
             return

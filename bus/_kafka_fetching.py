@@ -96,7 +96,7 @@ class Fetching:
             if held is None:
                 continue
             full = False
-            while (record := held.peek()) is not None:
+            while (record := self._peek(held, bool(records))) is not None:
                 full = len(records) >= max_records or bool(records and size + record.size_bytes > max_bytes)
                 if full:
                     break
@@ -109,6 +109,14 @@ class Fetching:
                 break
             del self._held[place]
         return Fetched(records, after, served)
+
+    def _peek(self, held: Held, found_some: bool) -> Record | None:
+        try:
+            return held.peek()
+        except BusError:
+            if found_some:
+                return None  # What precedes the damage is handed out first; the next call comes to it again.
+            raise
 
     def _drop_others(self, wanted: dict[Place, int]) -> None:
         for place, held in list(self._held.items()):

@@ -2,8 +2,10 @@
 
 Same life as `_membership`, with the broker as the place where the group is kept:
 
-- A heartbeat goes out while the consumer polls, and only then. So who does not poll for the session timeout loses its places,
-  as the contract says; kafka-python beats in a thread of its own and keeps a consumer that hangs.
+- Heartbeats go out while the consumer polls (or a listener runs, which is inside `poll`), and only then. So who does not poll
+  for the session timeout loses its places, as the contract says; kafka-python beats in a thread of its own and keeps a consumer
+  that hangs. Who was alone in its group, and finds that nobody came while it was silent, goes on with what it held: a group's
+  generation grows by one when its last member goes and by one when the next comes.
 - The group's leader shares the places out as the other drivers do (`_kafka_sharing`), but gives nobody what another still
   claims to hold; who sees that a place is to go lets go of it and joins again (KIP-429, cooperative).
 - A member with an `instance` is static (KIP-345): its successor takes its places without the others noticing, and it is told.
@@ -14,19 +16,22 @@ Joining is a request that the broker holds back until all have come. It is never
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
 import kafka.errors
-from kafka.protocol.consumer import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 
 from refold.bus._kafka_client import ANSWER_S, Coordinator, KafkaClient
 from refold.bus._kafka_errors import Again, Unanswered, no_answer, refused
-from refold.bus._kafka_places import COORDINATOR_MOVED, commit_request
+from refold.bus._kafka_member import NOBODY, Identity, commit, first_error, heartbeat, join, leave, sync
+from refold.bus._kafka_places import COORDINATOR_MOVED
 from refold.bus._kafka_reply import Reply
-from refold.bus._kafka_sharing import pack_assignment, pack_claim, share, unpack_assignment
+from refold.bus._kafka_sharing import pack_claim, share, unpack_assignment
 from refold.bus._membership import not_held
 from refold.bus.contract import Committed, Listener, Place
 from refold.schemas.errors import ConfigurationError, FencedError, PlaceTakenError
@@ -37,8 +42,8 @@ BEAT_S = 0.25
 FIND_S = 1.0
 LEAVE_S = 2.0
 RETRY_S = 0.05
-PROTOCOL = "refold"
-PROTOCOL_TYPE = "consumer"
+SESSIONS_A_REBALANCE = 6
+"""How many session timeouts the others wait for a member that lives and has not joined anew: it may be in a listener."""
 
 E = kafka.errors
 _LOADING = E.CoordinatorLoadInProgressError.errno
@@ -80,7 +85,6 @@ class KafkaMembership:
         self.group = group
         self.places: frozenset[Place] = frozenset()
         self._client = client
-        self._instance = instance
         self._timeout_s = session_timeout_s
         self._topics = tuple(sorted(set(topics)))
         self._partitions = partitions
@@ -88,8 +92,7 @@ class KafkaMembership:
         self._on_revoked = on_revoked
         self._wake = wake
         self._state = State.OUT
-        self._member = ""
-        self._generation = -1
+        self._me = Identity(group, instance)
         self._answer: Reply | None = None
         self._beat: Reply | None = None
         self._beat_at = 0.0
@@ -98,6 +101,10 @@ class KafkaMembership:
         self._next_try_at = 0.0
         self._failing_since: float | None = None
         self._out_of_group = False
+        self._alone_in: int | None = None
+        """The generation whose only member this one is, or was."""
+        self._in_doubt = False
+        """Whether it is to be seen if somebody came while this member was out of its group."""
         self._fenced: FencedError | None = None
 
     # -- inside poll ---------------------------------------------------------------------------------------------------------
@@ -122,7 +129,7 @@ class KafkaMembership:
         elif self._state is State.IN and self._beat is None and now >= self._beat_at:
             self._send_beat(now)
         # The broker counts from when it last heard of us, which was not before we last asked.
-        return self._state is State.OUT or now - self._alive_at < self._timeout_s
+        return not self.places or (not self._in_doubt and now - self._alive_at < self._timeout_s)
 
     def next_duty_s(self) -> float:
         """Seconds after which `keep` should be called again; an answer calls for it too."""
@@ -134,7 +141,9 @@ class KafkaMembership:
         if self._out_of_group:
             self._out_of_group = False
             self._state, self._answer, self._beat = State.OUT, None, None
-            self._let_go(self.places)
+            self._in_doubt = self._alone_in is not None and self._fenced is None
+            if not self._in_doubt:
+                self._let_go(self.places)
         if self._fenced is not None:
             raise self._fenced
 
@@ -142,21 +151,35 @@ class KafkaMembership:
         lost = places & self.places
         if lost:
             try:
-                self._on_revoked(lost)
+                with self._beating():
+                    self._on_revoked(lost)
             finally:
                 self.places -= lost
 
     # -- heartbeats ----------------------------------------------------------------------------------------------------------
 
     def _send_beat(self, now: float) -> None:
-        request = HeartbeatRequest(
-            group_id=self.group, generation_id=self._generation, member_id=self._member, group_instance_id=self._instance
-        )
         coordinator = self._coordinator()
         if coordinator is None:
             return
         self._asked_at, self._beat_at = now, now + min(BEAT_S, self._timeout_s / 4)
-        self._beat = self._client.send(request, coordinator.prompt, self._timeout_s, self._wake)
+        self._beat = self._client.send(heartbeat(self._me), coordinator.prompt, self._timeout_s, self._wake)
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Beat in a thread while a listener runs; what the coordinator answers, the next `keep` hears."""
+        over, me = threading.Event(), self._me
+
+        def beat() -> None:
+            while not over.wait(min(BEAT_S, self._timeout_s / 4)):
+                with suppress(Again, Unanswered, kafka.errors.KafkaError):
+                    self._client.send(heartbeat(me), self._client.coordinator(self.group, FIND_S).prompt, FIND_S)
+
+        threading.Thread(target=beat, name=f"refold-beat-{self.group}", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def _coordinator(self) -> Coordinator | None:
         try:
@@ -177,9 +200,11 @@ class KafkaMembership:
             self._client.forget_coordinator(self.group)
             self._failed(error)
             return
+        if self._state is not State.IN:
+            return  # It was asked in another generation.
         if code in (0, E.RebalanceInProgressError.errno):
             self._heard(self._asked_at)
-            if code and self._state is State.IN:
+            if code:
                 self._join()
         elif not self._is_over(code):
             self._failed(Again(E.for_code(code).__name__))
@@ -201,16 +226,14 @@ class KafkaMembership:
 
     def _lose(self, *, keep_name: bool = False) -> None:
         # With its old name a member takes its old place among the members; with a new one the old would be waited for.
-        self._member = self._member if keep_name else ""
-        self._generation = -1
+        self._me = replace(self._me, name=self._me.name if keep_name else NOBODY, generation=-1)
         self._out_of_group = True
 
     def _fence(self) -> None:
         hint = "two consumers run with the same instance name; give each its own"
         self._fenced = FencedError(
-            "another consumer joined with this instance name", group=self.group, instance=self._instance, hint=hint
+            "another consumer joined with this instance name", group=self.group, instance=self._me.instance, hint=hint
         )
-        self._member = ""
         self._out_of_group = True
 
     def _heard(self, asked_at: float) -> None:
@@ -228,19 +251,11 @@ class KafkaMembership:
     # -- joining -------------------------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
-        claim = pack_claim(self._topics, self.places, self._generation)
-        request = JoinGroupRequest(
-            group_id=self.group,
-            session_timeout_ms=int(self._timeout_s * 1000),
-            rebalance_timeout_ms=int(self._timeout_s * 1000),
-            member_id=self._member,
-            group_instance_id=self._instance,
-            protocol_type=PROTOCOL_TYPE,
-            protocols=[JoinGroupRequest.JoinGroupRequestProtocol(name=PROTOCOL, metadata=claim)],
-            max_version=7,
-        )
-        # The broker holds the answer back for the rebalance timeout at most, and a little longer when it is busy.
-        self._ask(request, State.JOINING, self._timeout_s + ANSWER_S)
+        claim = pack_claim(self._topics, self.places, self._me.generation)
+        rebalance_timeout_s = SESSIONS_A_REBALANCE * self._timeout_s
+        # The broker holds the answer back so long at most, and a little longer when it is busy.
+        request = join(self._me, claim, self._timeout_s, rebalance_timeout_s)
+        self._ask(request, State.JOINING, rebalance_timeout_s + ANSWER_S)
 
     def _ask(self, request: Any, state: State, timeout_s: float) -> None:
         coordinator = self._coordinator()
@@ -277,7 +292,7 @@ class KafkaMembership:
     def _refused(self, response: Any) -> None:
         code, self._state = response.error_code, State.OUT
         if code == E.MemberIdRequiredError.errno:
-            self._member = response.member_id
+            self._me = replace(self._me, name=response.member_id)
             self._join()
         elif code == E.RebalanceInProgressError.errno:
             self._join()
@@ -291,22 +306,15 @@ class KafkaMembership:
             self._failed(Again(E.for_code(code).__name__))
 
     def _sync(self, joined: Any) -> None:
-        self._member, self._generation = joined.member_id, joined.generation_id
+        self._me = replace(self._me, name=joined.member_id, generation=joined.generation_id)
         leads = joined.leader == joined.member_id
         claims = {member.member_id: bytes(member.metadata) for member in joined.members} if leads else {}
-        shared = share(claims, self._partitions)
-        kind = SyncGroupRequest.SyncGroupRequestAssignment
-        request = SyncGroupRequest(
-            group_id=self.group,
-            generation_id=self._generation,
-            member_id=self._member,
-            group_instance_id=self._instance,
-            protocol_type=PROTOCOL_TYPE,
-            protocol_name=PROTOCOL,
-            assignments=[kind(member_id=name, assignment=pack_assignment(places)) for name, places in shared.items()],
-            max_version=5,
-        )
-        self._ask(request, State.SYNCING, self._timeout_s + ANSWER_S)
+        self._ask(sync(self._me, share(claims, self._partitions)), State.SYNCING, self._timeout_s + ANSWER_S)
+        was_alone_in, self._alone_in = self._alone_in, joined.generation_id if len(claims) == 1 else None
+        if self._in_doubt:
+            self._in_doubt = False
+            if was_alone_in is None or self._alone_in != was_alone_in + 2:
+                self._let_go(self.places)
 
     def _arrive(self, assignment: bytes) -> None:
         """Take what the leader gave us, and let go of what it gave to others; they get it when we have joined without it."""
@@ -318,7 +326,8 @@ class KafkaMembership:
         gained = given - self.places
         if gained:
             self.places |= gained
-            self._on_assigned(gained)
+            with self._beating():
+                self._on_assigned(gained)
         if surplus and self._state is State.IN:
             self._join()
 
@@ -329,16 +338,18 @@ class KafkaMembership:
         if self._fenced is not None:
             raise self._fenced
         for place in offsets:
-            if place not in self.places or self._out_of_group:
+            if place not in self.places or self._out_of_group or self._in_doubt:
                 raise not_held(self.group, place)
         if not offsets:
             return
         deadline = time.monotonic() + max(self._timeout_s, ANSWER_S)
         while True:
-            code = self._try_commit(offsets)
+            code = self._try_commit(self._me, offsets)
             if code == 0:
                 return
             if code is not None and code != E.RebalanceInProgressError.errno and self._is_over(code):
+                if self._stored_alone(offsets):
+                    return
                 raise self._why_out(next(iter(offsets)))
             if code == E.RebalanceInProgressError.errno:
                 # The group shares its places out anew at this moment; ours stay ours until we let go of them.
@@ -349,27 +360,32 @@ class KafkaMembership:
                 )
             time.sleep(RETRY_S)
 
+    def _stored_alone(self, offsets: Mapping[Place, Committed]) -> bool:
+        """Store positions as nobody, for one who was alone in its group: the coordinator lets it unless somebody came."""
+        if self._fenced is not None or self._alone_in is None:
+            return False
+        return self._try_commit(Identity(self.group, None), offsets) == 0
+
     def _why_out(self, place: Place) -> PlaceTakenError:
         return not_held(self.group, place) if self._fenced is None else self._fenced
 
-    def _try_commit(self, offsets: Mapping[Place, Committed]) -> int | None:
+    def _try_commit(self, me: Identity, offsets: Mapping[Place, Committed]) -> int | None:
         """Return the first error code of the answer, 0 if all was stored, None if there was no answer."""
-        generation, asked_at = self._generation, time.monotonic()
-        request = commit_request(self.group, offsets, generation=generation, member=self._member, instance=self._instance)
+        asked_at = time.monotonic()
         try:
-            response = self._client.ask(request, self._client.coordinator(self.group).prompt, self._timeout_s)
+            response = self._client.ask(commit(me, offsets), self._client.coordinator(self.group).prompt, self._timeout_s)
         except (Again, Unanswered):
             self._client.forget_coordinator(self.group)
             return None
         except kafka.errors.KafkaError as error:
             raise refused("storing the group's positions", error, group=self.group) from error
-        code = next((part.error_code for topic in response.topics for part in topic.partitions if part.error_code), 0)
+        code = first_error(response)
         if code == 0:
             self._heard(asked_at)
         if code == E.IllegalGenerationError.errno and self._answer is not None:
             # The group is a generation further, and so are we, once the join's answer was read.
-            return int(E.RebalanceInProgressError.errno)
-        return int(code)
+            code = E.RebalanceInProgressError.errno
+        return code
 
     def _go_on_joining(self, place: Place, deadline: float) -> None:
         """Read the answer of a join that is under way, without letting go of anything."""
@@ -385,12 +401,9 @@ class KafkaMembership:
         Where the coordinator does not answer within `LEAVE_S`, the session timeout does it.
         """
         self.places = frozenset()
-        if self._fenced is not None or not (self._member or (self._instance and self._answer)):
+        me, self._me, self._state = self._me, replace(self._me, name=NOBODY), State.OUT
+        # Who is still waiting to be let in may not know its name yet.
+        if self._fenced is not None or (me.name == NOBODY and (me.instance is None or self._answer is None)):
             return
-        identity = LeaveGroupRequest.MemberIdentity(member_id=self._member, group_instance_id=self._instance)
-        request = LeaveGroupRequest(group_id=self.group, members=[identity], min_version=3)
-        self._state, self._member = State.OUT, ""
-        try:
-            self._client.ask(request, self._client.coordinator(self.group, LEAVE_S).prompt, LEAVE_S)
-        except (Again, Unanswered, kafka.errors.KafkaError):
-            return
+        with suppress(Again, Unanswered, kafka.errors.KafkaError):
+            self._client.ask(leave(me), self._client.coordinator(self.group, LEAVE_S).prompt, LEAVE_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,7 @@ class Lane:
 
     parcels: deque[Parcel] = field(default_factory=deque)
     next_sequence: int = 0
+    acknowledged_at: float = -math.inf
     in_trouble: bool = False
     """A parcel is to be sent again: nothing behind it goes out until all that is under way came back."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import groupby
+from collections.abc import Callable
 from typing import Any
 
 import kafka.errors
 from kafka.protocol.admin import DeleteRecordsRequest
-from kafka.protocol.consumer import ListOffsetsRequest, OffsetCommitRequest, OffsetFetchRequest
+from kafka.protocol.consumer import ListOffsetsRequest, OffsetFetchRequest
 
 from refold.bus._kafka_client import ANSWER_S, KafkaClient
 from refold.bus._kafka_errors import Again, Unanswered, check
@@ -117,33 +116,3 @@ def _position_request(group: str, place: Place | None) -> Any:
     kind = OffsetFetchRequest.OffsetFetchRequestGroup
     topics = None if place is None else [kind.OffsetFetchRequestTopics(name=place.topic, partition_indexes=[place.partition])]
     return OffsetFetchRequest(groups=[kind(group_id=group, topics=topics)], require_stable=False, min_version=8, max_version=8)
-
-
-def commit_request(
-    group: str, offsets: Mapping[Place, Committed], *, generation: int = -1, member: str = "", instance: str | None = None
-) -> Any:
-    """Return the request that stores positions, as a member or, without a generation, as nobody."""
-    topic_kind = OffsetCommitRequest.OffsetCommitRequestTopic
-    topics = [
-        topic_kind(
-            name=topic,
-            partitions=[
-                topic_kind.OffsetCommitRequestPartition(
-                    partition_index=place.partition,
-                    committed_offset=at.next_offset,
-                    committed_leader_epoch=-1,
-                    committed_metadata=at.metadata,
-                )
-                for place, at in pairs
-            ],
-        )
-        for topic, pairs in groupby(sorted(offsets.items()), lambda pair: pair[0].topic)
-    ]
-    return OffsetCommitRequest(
-        group_id=group,
-        generation_id_or_member_epoch=generation,
-        member_id=member,
-        group_instance_id=instance,
-        topics=topics,
-        max_version=8,
-    )

@@ -39,6 +39,7 @@ FLUSH_S = 30.0
 MOST_UNDER_WAY = 5
 """Parcels of one place: so many of a producer's last numbers a broker remembers."""
 
+KNOWN_S = 600.0
 QUESTION_S = 3.0
 RETRY_S = 0.02
 
@@ -175,6 +176,10 @@ class KafkaProducer:
 
     def _send_out(self, lane: Lane, everything: bool) -> None:
         under_way = sum(parcel.reply is not None for parcel in lane.parcels)
+        # A broker takes any number from a producer that it does not know, or no longer, so that a second parcel could get in
+        # before the first. Until a place acknowledged one, and again after a while, there is only one under way.
+        is_known = time.monotonic() - lane.acknowledged_at < KNOWN_S
+        most = MOST_UNDER_WAY if is_known else 1
         if lane.in_trouble:
             if under_way:
                 return
@@ -183,7 +188,7 @@ class KafkaProducer:
             if parcel.reply is not None:
                 continue
             is_open = parcel is lane.parcels[-1] and parcel.batch is None
-            if under_way >= MOST_UNDER_WAY or (is_open and not everything and parcel.size_bytes < MAX_RECORD_BYTES // 2):
+            if under_way >= most or (is_open and not everything and parcel.size_bytes < MAX_RECORD_BYTES // 2):
                 return
             if not self._send_parcel(lane, parcel):
                 return
@@ -245,6 +250,7 @@ class KafkaProducer:
             for index, delivery in enumerate(parcel.deliveries):
                 delivery.settle(answer.base_offset + index)
             lane.parcels.popleft()
+            lane.acknowledged_at = time.monotonic()
             self._bytes -= parcel.record_bytes
             self._last_trouble = ""
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from refold.bus.contract import Bus, Consumer, Delivery, Place, Producer, Record, partition_for
 from refold.bus.topics import chunk_headers
@@ -16,6 +17,10 @@ SLACK_RECORDS = 64
 MOST_RECORDS_A_CHUNK = 16
 """How many records a reader looks at for each chunk, on average, before it builds an index: a client's hint is only a claim,
 and a wide one must not cost a pass over the topic for each update."""
+
+
+NEAR_RECORDS = 8
+"""How many records between two payloads are read and passed over rather than sought past: a manifest, most often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class PayloadReader:
     def _read_hinted(self, payload: Payload, hint: PlaceHint) -> Iterator[bytes]:
         """Yield chunks from the hinted range on, until one is missing there."""
         place = Place(self.topic, hint.partition)
-        if hint.partition >= self._bus.topics()[self.topic].partitions:
+        if hint.partition >= self._partitions:
             return
         wanted = list(zip(payload.chunks, payload.lengths, strict=True))
         most = hint.first_offset + MOST_RECORDS_A_CHUNK * len(wanted) + SLACK_RECORDS
@@ -156,13 +161,18 @@ class PayloadReader:
         if first >= end:
             return  # A hint from a longer log, or a moved one.
         # Payloads that follow one another are read on, without throwing away what was fetched ahead.
-        if self._consumer.position(place) != first:
+        if not 0 <= first - self._consumer.position(place) <= NEAR_RECORDS:
             self._consumer.seek(place, first)
-        while self._consumer.position(place) < end:
-            for record in self._consumer.poll(1.0, max_records=max(1, min(500, end - first))):
+        while (at := self._consumer.position(place)) < end:
+            for record in self._consumer.poll(1.0, max_records=max(1, min(500, end - at))):
                 if record.offset >= end:
                     return
-                yield record
+                if record.offset >= first:
+                    yield record
+
+    @cached_property
+    def _partitions(self) -> int:
+        return self._bus.topics()[self.topic].partitions
 
     def _read_indexed(self, digest: bytes) -> bytes:
         """Return a chunk found by its digest anywhere in the topic, indexing what is not indexed yet."""
@@ -187,7 +197,7 @@ class PayloadReader:
         return None
 
     def _index_all(self) -> None:
-        for partition in range(self._bus.topics()[self.topic].partitions):
+        for partition in range(self._partitions):
             self._extend_index(Place(self.topic, partition))
 
     def _extend_index(self, place: Place) -> None:

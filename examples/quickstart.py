@@ -1,5 +1,6 @@
 """Three wards train one model together, on one machine, in one program; then a round is rebuilt from the log."""
 
+import sys
 import threading
 
 import numpy as np
@@ -7,7 +8,7 @@ from sklearn.datasets import load_breast_cancer
 
 import refold
 
-URL = "sqlite:wards.db"
+URL = sys.argv[1] if sys.argv[1:] else "sqlite:wards.db"
 rows, labels = load_breast_cancer(return_X_y=True)
 rows = ((rows - rows.mean(0)) / rows.std(0)).astype("f4")
 

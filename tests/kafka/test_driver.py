@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import zstandard
@@ -16,7 +17,9 @@ from refold.bus import Committed, Place, TopicSpec
 from refold.bus._kafka_batches import UNREADABLE, Sender, encode_batch, encode_record
 from refold.bus._kafka_parcels import Parcel, produce_request
 from refold.bus.kafka import KafkaBus
-from refold.schemas.errors import ConfigurationError, UsageError
+from refold.schemas.errors import ConfigurationError, PlaceTakenError, UsageError
+
+from kafka.protocol.admin import DescribeGroupsRequest  # isort: skip  -- after the driver, which bears with its warnings
 
 pytestmark = pytest.mark.kafka
 
@@ -280,6 +283,92 @@ def test_a_process_that_dies_or_freezes_holds_its_places_no_longer_than_its_sess
         finally:
             other.kill()
             other.communicate()
+
+
+def test_who_was_alone_and_silent_goes_on_with_what_it_holds(bus, topic):
+    place, heard = Place(topic(), 0), []
+    with bus.producer() as producer:
+        for number in range(4):
+            producer.send(place.topic, b"%d" % number, partition=0)
+    with bus.consumer(group=place.topic, session_timeout_s=1) as consumer:
+        consumer.subscribe([place.topic], on_assigned=heard.append, on_revoked=heard.append)
+        read = []
+        while len(read) < 2:
+            read += [record.offset for record in consumer.poll(WAIT_S, max_records=1)]
+        silent(bus, place.topic, 1)
+        consumer.commit({place: Committed(2)})
+        while len(read) < 4:
+            read += [record.offset for record in consumer.poll(WAIT_S, max_records=1)]
+        consumer.commit({place: Committed(4)})
+    assert read == [0, 1, 2, 3]
+    assert heard == [frozenset({place})]
+    assert bus.committed(place.topic, place) == Committed(4)
+
+
+def test_who_was_alone_and_silent_is_told_when_somebody_came_meanwhile(bus, topic):
+    place, heard = Place(topic(), 0), []
+    with bus.consumer(group=place.topic, session_timeout_s=1) as consumer:
+        consumer.subscribe([place.topic], on_assigned=heard.append, on_revoked=heard.append)
+        share([consumer], 1)
+        silent(bus, place.topic, 1)
+        with bus.consumer(group=place.topic, session_timeout_s=1) as other:
+            other.subscribe([place.topic])
+            share([other], 1)
+            with pytest.raises(PlaceTakenError):
+                consumer.commit({place: Committed(0)})
+        deadline = time.monotonic() + WAIT_S
+        while len(heard) < 3 and time.monotonic() < deadline:
+            consumer.poll(0.05)
+    assert heard == [frozenset({place})] * 3
+
+
+def silent(bus, group, members):
+    """Return when the broker has removed the group's members: nobody polls."""
+    client, deadline = bus._client, time.monotonic() + WAIT_S
+    while True:
+        request = DescribeGroupsRequest(groups=[group], include_authorized_operations=False)
+        [found] = client.ask(request, client.coordinator(group).prompt).groups
+        if len(found.members) < members:
+            return
+        assert time.monotonic() < deadline
+
+
+def test_a_listener_may_take_longer_than_the_session(bus, topic):
+    name, heard = topic(partitions=2), []
+
+    def take_over(places):
+        heard.append(places)
+        threading.Event().wait(2.5)
+
+    with bus.consumer(group=name, session_timeout_s=1) as slow, bus.consumer(group=name, session_timeout_s=1) as other:
+        slow.subscribe([name], on_assigned=take_over, on_revoked=heard.append)
+        other.subscribe([name])
+        share([slow], 2)
+        with running(lambda: other.poll(0.05)):
+            slow.poll(0.5)
+            deadline = time.monotonic() + WAIT_S
+            while len(slow.assignment()) != 1 and time.monotonic() < deadline:
+                slow.poll(0.05)
+    first, second = heard
+    assert (len(first), len(second)) == (2, 1)
+
+
+@contextmanager
+def running(call):
+    """Call again and again, in a thread."""
+    over = threading.Event()
+
+    def run():
+        while not over.is_set():
+            call()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_session_timeout_that_the_broker_refuses_is_a_configuration_error(bus, topic):
