@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
@@ -276,6 +277,18 @@ class KafkaClient:
 
 
 _NO_TOPIC = frozenset({kafka.errors.UnknownTopicOrPartitionError.errno, kafka.errors.InvalidTopicError.errno})
+
+
+def close_with(owner: object, client: KafkaClient) -> None:
+    """Let go of a client's connections when its owner is dropped without having been closed.
+
+    In a thread: the collector may run anywhere, and closing waits. At the end of the process there is nothing to let go of.
+    """
+
+    def close() -> None:
+        threading.Thread(target=client.close, name="refold-close", daemon=True).start()
+
+    weakref.finalize(owner, close).atexit = False
 
 
 def topic_node(found: Any) -> TopicNode:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Mapping
 
 import kafka.errors
 
 from refold.bus._consumer import PlacesConsumer
-from refold.bus._kafka_client import ANSWER_S, KafkaClient
+from refold.bus._kafka_client import ANSWER_S, KafkaClient, close_with
 from refold.bus._kafka_errors import Again, Unanswered, check
 from refold.bus._kafka_fetching import Fetching
 from refold.bus._kafka_group import KafkaMembership
@@ -63,7 +62,7 @@ class KafkaConsumer(PlacesConsumer):
         self._fetching = Fetching(log.client, max_in_flight_bytes)
         self._expected: dict[Place, int] = {}
         # Who drops a consumer without closing it loses its connections and their thread with it.
-        weakref.finalize(self, log.client.close)
+        close_with(self, log.client)
 
     @property
     def in_flight_bytes(self) -> int:

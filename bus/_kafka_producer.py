@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Self
@@ -26,7 +25,7 @@ import kafka.errors
 from kafka.protocol.producer import InitProducerIdRequest
 
 from refold.bus._kafka_batches import HEADER, Sender, encode_record
-from refold.bus._kafka_client import KafkaClient
+from refold.bus._kafka_client import KafkaClient, close_with
 from refold.bus._kafka_errors import Again, NoAnswer, Unanswered, address, check, refused
 from refold.bus._kafka_parcels import PRODUCE_S, Lane, Parcel, produce_request, refusal, size_bound
 from refold.bus._kafka_topics import MAX_MESSAGE_BYTES, Specs
@@ -74,7 +73,7 @@ class KafkaProducer:
         # A delivery may be awaited in another thread than the one that sends.
         self._lock = threading.RLock()
         # Who drops a producer without closing it loses its connections with it, so that it can send nothing any more.
-        weakref.finalize(self, client.close)
+        close_with(self, client)
 
     @property
     def in_flight_bytes(self) -> int:

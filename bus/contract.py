@@ -5,7 +5,7 @@ markers), so a reader is caught up when ``position >= end``, never by counting. 
 among its members; a member that dies loses them to the others. Group offsets are for display and for attached consumers:
 Refold's own groups start where the log says (invariant I8).
 
-Drivers: `refold.bus.memory`, `refold.bus.sqlite`. Source of the semantics: the Apache Kafka protocol and its consumer contract.
+Drivers: `refold.bus.memory`, `refold.bus.sqlite`, `refold.bus.kafka`. Source of the semantics: the Apache Kafka protocol and its consumer contract.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ class Consumer(Protocol):
 
     A consumer belongs to one thread. `poll` also keeps the group membership alive: who does not poll for the session timeout,
     or whose process ends, is removed. Its next `poll` gives all its places to `on_revoked` and joins anew; its `commit` raises
-    PlaceTakenError, and `poll` raises FencedError where another consumer has joined with the same `instance`.
+    PlaceTakenError, and `poll` raises FencedError where another consumer has joined with the same `instance`. A member that
+    was alone, and finds that nobody joined while it was silent, goes on with what it held.
     """
 
     def assign(self, places: Iterable[Place]) -> None:
@@ -182,7 +183,11 @@ class Consumer(Protocol):
         """Return new records, in offset order within each place, waiting up to `timeout_s` for the first.
 
         At most `max_records`, and at most the consumer's bytes in flight (but always at least one record if there is one).
-        Places take turns, so that a full one starves no other.
+        Places take turns, so that a full one starves no other. What was acknowledged before the call is returned; a bus over a
+        network may take a quarter of a second for that, however short the timeout.
+
+        What others wrote and nobody can read within bounds (Kafka: a batch that decompresses without end) comes as one record
+        at the first offset concerned, with its bytes as they lie there and the header ``refold-unreadable`` that says why.
         """
         ...
 

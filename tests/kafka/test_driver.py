@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -177,6 +178,17 @@ def test_the_largest_records_fill_batches_that_the_broker_takes(bus, topic):
         for size in (1 << 20, 1, 1 << 19, 1 << 19, 1 << 20, 1):
             producer.send(place.topic, bytes(size), partition=0)
     assert [len(record.value) for record in read_all(bus, place)] == [1 << 20, 1, 1 << 19, 1 << 19, 1 << 20, 1]
+
+
+def test_a_producer_that_is_dropped_takes_its_connections_and_thread_with_it(bus, topic):
+    producer = bus.producer()
+    producer.send(topic(), b"", partition=0)
+    producer.flush()
+    thread = producer._client._net._io_thread
+    del producer
+    gc.collect()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
 
 
 # -- broken connections ------------------------------------------------------------------------------------------------------
