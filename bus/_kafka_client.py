@@ -258,9 +258,14 @@ class KafkaClient:
         """Look for the coordinator anew, when it is next needed."""
         self._coordinators.pop(group, None)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been let go of."""
+        return bool(self._net._closed)
+
     def close(self) -> None:
         """Let go of the connections; waits `STOP_S` at most, and leaves a network thread that hangs to the process's end."""
-        if self._net._closed:
+        if self.is_closed:
             return
         closed = threading.Event()
         try:
@@ -269,8 +274,6 @@ class KafkaClient:
         except Exception:
             logging.getLogger(__name__).debug("the connections were closed already", exc_info=True)
         thread = self._net._io_thread
-        if thread is threading.current_thread():
-            return
         self._net.stop(timeout_ms=STOP_S * 1000)
         if thread is None or not thread.is_alive():
             self._net.close()
@@ -286,7 +289,8 @@ def close_with(owner: object, client: KafkaClient) -> None:
     """
 
     def close() -> None:
-        threading.Thread(target=client.close, name="refold-close", daemon=True).start()
+        if not client.is_closed:
+            threading.Thread(target=client.close, name="refold-close", daemon=True).start()
 
     weakref.finalize(owner, close).atexit = False
 

@@ -5,7 +5,8 @@ markers), so a reader is caught up when ``position >= end``, never by counting. 
 among its members; a member that dies loses them to the others. Group offsets are for display and for attached consumers:
 Refold's own groups start where the log says (invariant I8).
 
-Drivers: `refold.bus.memory`, `refold.bus.sqlite`, `refold.bus.kafka`. Source of the semantics: the Apache Kafka protocol and its consumer contract.
+Drivers: `refold.bus.memory`, `refold.bus.sqlite`, `refold.bus.kafka`. Source of the semantics: the Apache Kafka
+protocol and its consumer contract.
 """
 
 from __future__ import annotations

@@ -250,19 +250,17 @@ def _tuple(hint: Any, bounds: Within | None) -> tuple[Convert, Convert]:
     items = typing.get_args(hint)
     if len(items) == 2 and items[1] is Ellipsis:
         write, read = _converters(items[0])
-        most = bounds.high if bounds else MAX_ITEMS
-        return _each(write, most), _each(read, most)
+        bounds = bounds or Within(0, MAX_ITEMS)
+        return _each(write, bounds), _each(read, bounds)
     pairs = [_converters(item) for item in items]
     return _fixed([pair[0] for pair in pairs]), _fixed([pair[1] for pair in pairs])
 
 
-def _each(convert: Convert, most: int) -> Convert:
+def _each(convert: Convert, bounds: Within) -> Convert:
     def run(values: Any) -> Fields:
         if type(values) is not tuple:
             raise TypeError(f"expected a tuple, not {type(values).__name__}")
-        if len(values) > most:
-            raise ValueError(f"{len(values)} items exceed {most}")
-        return tuple(convert(value) for value in values)
+        return tuple(convert(value) for value in _sized(values, bounds))
 
     return run
 
