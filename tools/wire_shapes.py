@@ -1,7 +1,7 @@
 """The record types as data: fields in order, types and bounds, taken from the dataclasses themselves.
 
 A type is ``"bool"``, ``"float"``, ``"scalar"`` (a setting's value), ``{"int": [low, high]}``, ``{"text": [low, high]}``,
-``{"bin": [low, high]}``, ``{"list": type, "most": count}``, ``{"tuple": [type, …]}``, ``{"optional": type}`` or
+``{"bin": [low, high]}``, ``{"list": type, "least": count, "most": count}``, ``{"tuple": [type, …]}``, ``{"optional": type}`` or
 ``{"of": name}``.
 """
 
@@ -75,7 +75,8 @@ def _tree(hint: Any, bounds: Within | None = None) -> Any:
     if origin in (types.UnionType, typing.Union):
         return {"optional": _tree(next(item for item in arguments if item is not type(None)), bounds)}
     if origin is tuple and arguments[-1] is Ellipsis:
-        return {"list": _tree(arguments[0]), "most": bounds.high if bounds else canonical.MAX_ITEMS}
+        bounds = bounds or canonical.Within(0, canonical.MAX_ITEMS)
+        return {"list": _tree(arguments[0]), "least": bounds.low, "most": bounds.high}
     if origin is tuple:
         return {"tuple": [_tree(item) for item in arguments]}
     if dataclasses.is_dataclass(hint):

@@ -206,7 +206,8 @@ def _words(tree: Any, known: dict[str, type]) -> tuple[str, str]:
         return f"[{', '.join(name for name, _ in pairs)}]", "; ".join(filter(None, (said for _, said in pairs)))
     if form == "list":
         name, said = _words(tree[form], known)
-        most = f"at most {_number(tree['most'])} items"
+        least = f"{tree['least']} to" if tree["least"] else "at most"
+        most = f"{least} {_number(tree['most'])} items"
         return f"list of {name}", f"{most}; each {said}" if said else most
     unit = {"int": "", "text": " characters", "bin": " bytes"}[form]
     return form, _range(*tree[form]) + unit

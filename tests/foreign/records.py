@@ -95,7 +95,7 @@ def _to_wire(tree: Any, value: Any) -> Any:
     if isinstance(tree, dict) and "optional" in tree:
         return None if value is None else _to_wire(tree["optional"], value)
     if isinstance(tree, dict) and "list" in tree:
-        _require(len(value) <= tree["most"])
+        _require(tree["least"] <= len(value) <= tree["most"])
         return [_to_wire(tree["list"], item) for item in value]
     if isinstance(tree, dict) and "tuple" in tree:
         return [_to_wire(part, item) for part, item in zip(tree["tuple"], value, strict=True)]
@@ -108,7 +108,7 @@ def _from_wire(tree: Any, item: Any) -> Any:
     if isinstance(tree, dict) and "optional" in tree:
         return None if item is None else _from_wire(tree["optional"], item)
     if isinstance(tree, dict) and "list" in tree:
-        _require(type(item) is list and len(item) <= tree["most"])
+        _require(type(item) is list and tree["least"] <= len(item) <= tree["most"])
         return [_from_wire(tree["list"], inner) for inner in item]
     if isinstance(tree, dict) and "tuple" in tree:
         _require(type(item) is list and len(item) == len(tree["tuple"]))
