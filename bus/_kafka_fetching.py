@@ -136,20 +136,21 @@ class Fetching:
         """
         if time.monotonic() < self._retry_at:
             return
+        try:
+            leaders = {place: self._client.leader(place, FIND_S) for place, _ in positions}
+        except (Again, NoAnswer) as error:
+            self._failed(error)
+            return
+        # Questions that wait at their brokers for records hold what they ask for: together never so much that one more broker,
+        # where records are, could not be asked.
+        most = max(1, self._max_bytes // (1 + len(set(leaders.values()))))
         wanted: dict[Lane, dict[Place, int]] = {}
         for place, position in positions:
-            if place in self._held:
-                continue
-            try:
-                node = self._client.leader(place, FIND_S)
-            except (Again, NoAnswer) as error:
-                self._failed(error)
-                return
-            lane = self._lane_for(node, place, position, patient=patient)
+            lane = None if place in self._held else self._lane_for(leaders[place], place, position, patient=patient)
             if lane is not None:
                 wanted.setdefault(lane, {})[place] = position
         for lane, offsets in wanted.items():
-            self._send(lane, offsets, LONGEST_WAIT_S if lane.patient else min(wait_s, LONGEST_WAIT_S))
+            self._send(lane, offsets, LONGEST_WAIT_S if lane.patient else min(wait_s, LONGEST_WAIT_S), most)
 
     def _lane_for(self, node: int, place: Place, position: int, *, patient: bool) -> Lane | None:
         """Return where to ask, None if that has been done or must wait for an answer."""
@@ -159,11 +160,11 @@ class Fetching:
             return None
         return next((lane for lane in under_way if lane not in self._flights), None)
 
-    def _send(self, lane: Lane, offsets: dict[Place, int], wait_s: float) -> None:
+    def _send(self, lane: Lane, offsets: dict[Place, int], wait_s: float, most_bytes: int) -> None:
         room = self._max_bytes - self.in_flight_bytes
         if room <= 0 and (self._held or self._flights):
             return
-        size = max(1, min(self._ask_bytes, self._max_bytes // 2, max(room, 1)))
+        size = max(1, min(self._ask_bytes, most_bytes, max(room, 1)))
         try:
             node = self._client.second_line(lane.node) if lane.patient else lane.node
         except Again as error:

@@ -128,3 +128,53 @@ def test_a_leader_that_is_none_any_more_is_looked_for_anew():
     assert fetches.collect() == {}
     assert client.forgotten == 1
     assert fetches.pause_s > 0
+
+
+class ThreeBrokers(Client):
+    """A cluster of which each broker leads one partition, and keeps every question."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def leader(self, place, timeout_s=0.0):
+        return place.partition
+
+    def second_line(self, node):
+        return f"{node}-second"
+
+    def send(self, request, node, timeout_s, wake=None):
+        reply = Reply(wake)
+        self.kept.append((node, request.max_bytes, reply))
+        return reply
+
+
+def test_brokers_that_have_nothing_do_not_keep_the_one_that_has_from_being_asked():
+    client = ThreeBrokers()
+    fetches = Fetching(client, 4 << 20)
+    places = [Place("suite.fetching", number) for number in range(3)]
+    # A stream has brought the size of questions to its most.
+    for _ in range(4):
+        fetches._ask_bytes = min(2 * fetches._ask_bytes, 2 << 20)
+    fetches.ask([(places[0], 0), (places[2], 0)], 0.5, patient=True)
+    fetches.ask([(place, 0) for place in places], 0.5, patient=True)
+    assert {node for node, _, _ in client.kept} == {"0-second", "1-second", "2-second"}
+    assert sum(size for _, size, _ in client.kept) <= 4 << 20
+
+
+def test_idle_brokers_that_are_asked_again_and_again_leave_room_for_the_others():
+    client = ThreeBrokers()
+    fetches = Fetching(client, 4 << 20)
+    fetches._ask_bytes = 2 << 20
+    positions = [(Place("suite.fetching", number), 0) for number in (0, 2, 1)]
+    for _ in range(5):
+        fetches.ask(positions, 0.5, patient=True)
+        for node, _, reply in client.kept:
+            if not reply.is_there:
+                topic = FetchResponse.FetchableTopicResponse(
+                    topic=PLACE.topic, partitions=[part(Place(PLACE.topic, int(node[0])))]
+                )
+                reply.settle(FetchResponse(responses=[topic]))
+        fetches.collect()
+    asked = [node for node, _, _ in client.kept]
+    assert asked.count("1-second") == asked.count("0-second") == asked.count("2-second") == 5
