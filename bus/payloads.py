@@ -162,9 +162,15 @@ class PayloadReader:
             return  # A hint from a longer log, or a moved one.
         # Payloads that follow one another are read on, without throwing away what was fetched ahead.
         if not 0 <= first - self._consumer.position(place) <= NEAR_RECORDS:
-            self._consumer.seek(place, first)
+            begin = self._bus.begin_offset(place)
+            if begin >= end:
+                return
+            self._consumer.seek(place, max(first, begin))
         while (at := self._consumer.position(place)) < end:
-            for record in self._consumer.poll(1.0, max_records=max(1, min(500, end - at))):
+            records = self._consumer.poll(1.0, max_records=max(1, min(500, end - at)))
+            if not records and self._bus.begin_offset(place) >= end:
+                return  # Deleted meanwhile.
+            for record in records:
                 if record.offset >= end:
                     return
                 if record.offset >= first:
