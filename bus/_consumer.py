@@ -33,6 +33,7 @@ class Life(Protocol):
 
     @property
     def places(self) -> frozenset[Place]: ...
+    def stay(self) -> None: ...
     def commit(self, offsets: Mapping[Place, Committed]) -> None: ...
     def leave(self) -> None: ...
 
@@ -116,6 +117,12 @@ class PlacesConsumer(ABC):
         if max_records < 1:
             raise UsageError("max_records must be at least 1", max_records=max_records)
         return self._read(time.monotonic() + timeout_s, max_records)
+
+    def stay(self) -> None:
+        """Keep the membership, if there is one, through work between two polls."""
+        self._check_open()
+        if self._membership is not None:
+            self._membership.stay()
 
     def seek(self, place: Place, next_offset: int) -> None:
         """Go on from this offset, which must not lie past the end."""

@@ -95,7 +95,7 @@ class KafkaMembership:
         self._me = Identity(group, instance)
         self._answer: Reply | None = None
         self._beat: Reply | None = None
-        self._beat_at = 0.0
+        self._beat_at = self._stay_at = 0.0
         self._asked_at = 0.0
         self._alive_at = 0.0
         self._next_try_at = 0.0
@@ -165,6 +165,17 @@ class KafkaMembership:
         self._asked_at, self._beat_at = now, now + min(BEAT_S, self._timeout_s / 4)
         self._beat = self._client.send(heartbeat(self._me), coordinator.prompt, self._timeout_s, self._wake)
 
+    def stay(self) -> None:
+        """Beat while work is under way; what the coordinator answers, the next `keep` hears."""
+        now = time.monotonic()
+        if self._state is State.IN and now >= self._stay_at:
+            self._stay_at = now + min(BEAT_S, self._timeout_s / 4)
+            self._say_alive(self._me)
+
+    def _say_alive(self, me: Identity) -> None:
+        with suppress(Again, Unanswered, kafka.errors.KafkaError):
+            self._client.send(heartbeat(me), self._client.coordinator(self.group, FIND_S).prompt, FIND_S)
+
     @contextmanager
     def _beating(self) -> Iterator[None]:
         """Beat in a thread while a listener runs; what the coordinator answers, the next `keep` hears."""
@@ -172,8 +183,7 @@ class KafkaMembership:
 
         def beat() -> None:
             while not over.wait(min(BEAT_S, self._timeout_s / 4)):
-                with suppress(Again, Unanswered, kafka.errors.KafkaError):
-                    self._client.send(heartbeat(me), self._client.coordinator(self.group, FIND_S).prompt, FIND_S)
+                self._say_alive(me)
 
         threading.Thread(target=beat, name=f"refold-beat-{self.group}", daemon=True).start()
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from refold.bus._groups import Group, Member, join, release, remove, renew, take
 from refold.bus._store import Store
 from refold.bus.contract import Committed, Listener, Place
-from refold.schemas.errors import FencedError, PlaceTakenError
+from refold.schemas.errors import BusError, FencedError, PlaceTakenError, TryAgainError
 
 LOOK_AROUND_S = 0.25
 """How often a waiting member looks whether the others' processes and leases still live; the look is a read of one row."""
@@ -52,6 +53,15 @@ class Membership:
             members = self._store.group(self.group).members.values()
             if any(member.name != self._name and self._store.is_gone(member) for member in members):
                 self._synchronise()
+
+    def stay(self) -> None:
+        """Extend the lease while work is under way; nothing else is looked at before the next `keep`."""
+        name, now = self._name, self._store.now()
+        if name is None or now < self._renew_at:
+            return
+        self._renew_at = now + self._timeout_s / 3
+        with suppress(BusError, TryAgainError):  # A bus that fails is found out by whoever works with it.
+            self._store.change_group(self.group, lambda group: renew(group, name, now) if name in group.members else group)
 
     def _synchronise(self) -> None:
         """Bring this member and its group into line.

@@ -192,6 +192,13 @@ class Consumer(Protocol):
         """
         ...
 
+    def stay(self) -> None:
+        """Keep the membership through long work between two polls; to be called as that work gets on, at any rate.
+
+        Reads nothing, calls no listener and raises nothing: what the group decided meanwhile, the next `poll` tells.
+        """
+        ...
+
     def seek(self, place: Place, next_offset: int) -> None:
         """Go on from this offset; one that was deleted or compacted away means the next that exists.
 

@@ -55,7 +55,7 @@ class Aggregation(Standby):
             group=f"{topics.federation}.aggregation",
             topic=topics.accepted,
             member=member,
-            start=lambda: _Active(bus, topics, genesis, member, clock),
+            start=lambda bus: _Active(bus, topics, genesis, member, clock),
         )
 
 

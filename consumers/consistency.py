@@ -25,6 +25,7 @@ import blake3
 from refold.bus.clock import Clock
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Committed, Place, Record
+from refold.bus.keeping import keeping
 from refold.bus.ledger import LedgerReader
 from refold.bus.topics import Topics, event_headers, hint_of, is_chunk
 from refold.consumers.attempts import MAX_ATTEMPTS, Attempts, read_attempts
@@ -96,15 +97,15 @@ class Consistency:
     name = "consistency"
 
     def __init__(self, bus: Bus, topics: Topics, inspector: Inspector, *, member: str, clock: Clock, life: str = "") -> None:
-        self._bus = bus
+        self._bus = keeping(bus, lambda: self._consumer.stay())
         self._topics = topics
         self._inspector = inspector
         self._member = member
         self._life = f"{life or os.urandom(4).hex()}/{member}"[:200]
         self._clock = clock
         self._accepted = LedgerReader(bus, topics.accepted)
-        self._window = ChunkWindow(bus, topics.updates, clock)
-        self._producer = bus.producer()
+        self._window = ChunkWindow(self._bus, topics.updates, clock)
+        self._producer = self._bus.producer()
         self._previous: dict[Place, int] = {}
         self._covered: dict[Place, PartitionPosition] = {}
         self._attempts = Attempts()

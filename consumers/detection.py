@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from refold.bus.clock import Clock
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Consumer, Place, Record
+from refold.bus.keeping import keeping
 from refold.bus.ledger import Entry, LedgerWriter
 from refold.bus.topics import Topics
 from refold.consumers.alerts import Alerts
@@ -68,7 +69,7 @@ class Detection:
         clock: Clock,
         ensemble: Ensemble | None = None,
     ) -> None:
-        self._bus = bus
+        self._bus = keeping(bus, lambda: self._consumer.stay())
         self._topics = topics
         self._inspector = inspector
         self._clock = clock

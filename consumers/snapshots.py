@@ -48,7 +48,7 @@ class Snapshots(Standby):
             group=f"{topics.federation}.snapshots",
             topic=topics.rounds,
             member=member,
-            start=lambda: _Active(bus, topics, genesis, member, clock),
+            start=lambda bus: _Active(bus, topics, genesis, member, clock),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Place
+from refold.bus.keeping import keeping
 
 
 class Turns(Protocol):
@@ -24,12 +25,13 @@ class Turns(Protocol):
 class Standby:
     """A member of a group with one place, on a topic with one partition.
 
-    Whoever holds the place makes its working state anew from the log and takes turns; whoever loses it throws that state away.
-    Two that believe they hold it do no harm: only one of their commits extends the chain.
+    Whoever holds the place makes its working state anew from the log (`start`, given the bus to work through, which keeps the
+    place during a long turn) and takes turns; whoever loses it throws that state away. Two that believe they hold it do no
+    harm: only one of their commits extends the chain.
     """
 
-    def __init__(self, bus: Bus, *, group: str, topic: str, member: str, start: Callable[[], Turns]) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus, *, group: str, topic: str, member: str, start: Callable[[Bus], Turns]) -> None:
+        self._bus = keeping(bus, lambda: self._consumer.stay())
         self._start = start
         self._active: Turns | None = None
         self._consumer = bus.consumer(group=group, instance=member)
@@ -43,7 +45,7 @@ class Standby:
     def _take_over(self, places: frozenset[Place]) -> None:
         for place in places:
             self._consumer.seek(place, self._bus.end_offset(place))
-        self._active = self._start()
+        self._active = self._start(self._bus)
 
     def _stand_by(self, _places: frozenset[Place]) -> None:
         active, self._active = self._active, None

@@ -348,3 +348,18 @@ def test_members_in_threads_come_and_go_and_no_place_is_held_twice(driver, bus):
         thread.join()
     assert clashes == []
     assert holders == {}
+
+
+def test_a_member_that_stays_keeps_its_places_through_work_longer_than_its_session(driver, bus, reader):
+    topic = driver.topic(bus, partitions=2)
+    first, second = reader(topic), reader(topic)
+    settle(driver, [first, second], 2)
+    kept, heard = second.places, list(second.heard)
+    for _ in range(4):
+        driver.let_leases_age(driver.session_timeout_s * 0.6)
+        second.consumer.stay()
+        first.consumer.poll(0.01)
+    assert second.places == kept
+    second.consumer.commit({place: Committed(0) for place in kept})
+    second.consumer.poll(0.01)
+    assert second.heard == heard

@@ -80,7 +80,7 @@ def test_a_setting_that_loses_data_is_a_failure_and_its_fix_is_the_command_that_
     failures = [one for one in found if one["severity"] == "failure"]
     assert code == 1
     assert any(one["subject"] == full and what in one["what"] for one in failures), found
-    with pytest.raises(ConfigurationError, match=r"kafka-configs\.sh"), refold.connect(url, keys=tmp_path / "keys") as federation:
+    with refold.connect(url, keys=tmp_path / "keys") as federation, pytest.raises(ConfigurationError, match="kafka-configs"):
         federation.serve()
     # The fix, word for word, as far as its settings go.
     for one in failures:
