@@ -123,8 +123,12 @@ def _tell(found: list[Symptom]) -> None:
             say(f"         fix: {symptom.fix}")
     failures = sum(symptom.severity is Severity.FAILURE for symptom in found)
     warnings = sum(symptom.severity is Severity.WARNING for symptom in found)
-    note(f"{len(found)} things examined: {failures} failures, {warnings} warnings")
+    note(f"{len(found)} things examined: {_count(failures, 'failure')}, {_count(warnings, 'warning')}")
 
 
 def _name(symptom: Symptom) -> str:
     return f"{MARKS[symptom.severity]}  {symptom.subject}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -158,11 +158,11 @@ def _show_status(found: Sequence[GroupStatus], *, as_json: bool, clear: bool) ->
     if clear:
         click.clear()
     rows = [(s.group, s.to_do, s.of, _rate(s.per_s), _ago(s.idle_s(now_ms)), ", ".join(s.members) or "-") for s in found]
-    for line in table(("group", "to do", "of", "in/s", "last progress", "held by"), rows):
+    for line in table(("group", "to do", "of", "in/s", "last progress", "last at work"), rows):
         say(line)
     behind = [(f"{p.topic}/{p.partition}", p.to_do, p.member or "-") for s in found if len(s.places) > 1 for p in s.places]
     behind = [row for row in behind if row[1]]
-    for line in table(("place", "to do", "held by"), behind) if behind else ():
+    for line in table(("place", "to do", "last at work"), behind) if behind else ():
         say(line)
 
 

@@ -201,7 +201,7 @@ def test_status_says_who_holds_each_place_and_when_it_moved(cli: Shell) -> None:
         assert name in member
     assert all(0 <= group["idle_s"] < 600 for group in groups.values())
     said = cli("serve", "--status")
-    assert "held by" in said.out
+    assert "last at work" in said.out
     assert " ago" in said.out
 
 
