@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Self
 from urllib.parse import quote
 
-from refold.bus._kafka_client import KafkaClient
+from refold.bus._kafka_client import KafkaClient, close_with
 from refold.bus._kafka_consumer import KafkaConsumer, KafkaLog
 from refold.bus._kafka_examination import examine_cluster, remedy
 from refold.bus._kafka_places import EARLIEST, LATEST, delete_before, offset_at, stored_positions
@@ -77,6 +77,8 @@ class KafkaBus:
         self._topic_settings = topic_settings or {}
         self._specs = Specs()
         self._client = KafkaClient(brokers)
+        # Who drops a bus without closing it loses its connections and their thread with it.
+        close_with(self, self._client)
         self._closed = False
         self._creating = threading.Lock()
 
@@ -116,7 +118,12 @@ class KafkaBus:
     def producer(self, *, max_in_flight_bytes: int = 16 << 20) -> KafkaProducer:
         """Open a producer, with connections of its own."""
         self._open_client()
-        return KafkaProducer(KafkaClient(self._brokers), self._specs, max_in_flight_bytes, self._wall)
+        client = KafkaClient(self._brokers)
+        try:
+            return KafkaProducer(client, self._specs, max_in_flight_bytes, self._wall)
+        except BaseException:
+            client.close()
+            raise
 
     def consumer(
         self,
