@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 import warnings
@@ -98,21 +99,30 @@ class KafkaClient:
         self.brokers = brokers
         self._topics: dict[str, TopicNode] = {}
         self._coordinators: dict[str, Coordinator] = {}
-        self._net_client = KafkaNetClient(**settings(brokers))
+        # One address after the other: kafka-python draws one, and gives one that never answers all the time there is.
+        error: BaseException | None = None
+        for broker in random.sample(brokers, len(brokers)):
+            error = self._connect(broker, CONNECT_S / len(brokers))
+            if error is None:
+                return
+        raise unreachable(brokers, CONNECT_S) from error
+
+    def _connect(self, broker: str, timeout_s: float) -> BaseException | None:
+        """Connect to the cluster through one broker; return why not."""
+        self._net_client = KafkaNetClient(**settings((broker,)))
         self._manager = self._net_client._manager
         self._net = self._manager._net
         self._net.start()
+        done = threading.Event()
         try:
-            self._bootstrap()
+            future = self._manager.bootstrap_async(timeout_s * 1000, False).add_both(lambda _: done.set())
+            if done.wait(timeout_s + 1) and future.exception is None:
+                return None
         except BaseException:
             self.close()
             raise
-
-    def _bootstrap(self) -> None:
-        done = threading.Event()
-        future = self._manager.bootstrap_async(CONNECT_S * 1000, False).add_both(lambda _: done.set())
-        if not done.wait(CONNECT_S + 1) or future.exception is not None:
-            raise unreachable(self.brokers, CONNECT_S) from future.exception
+        self.close()
+        return future.exception or Unanswered(f"{broker} did not answer")
 
     def send(self, request: Any, node: int | str | None, timeout_s: float, wake: Callable[[], None] | None = None) -> Reply:
         """Send a request to a broker, or to any if `node` is None; the answer comes in time.

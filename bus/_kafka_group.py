@@ -34,7 +34,7 @@ from refold.bus._kafka_reply import Reply
 from refold.bus._kafka_sharing import pack_claim, share, unpack_assignment
 from refold.bus._membership import not_held
 from refold.bus.contract import Committed, Listener, Place
-from refold.schemas.errors import ConfigurationError, FencedError, PlaceTakenError
+from refold.schemas.errors import ConfigurationError, FencedError, PlaceTakenError, RefoldError
 
 BEAT_S = 0.25
 """A heartbeat is also how a member hears that the group changes, so it comes more often than the session timeout asks for."""
@@ -319,7 +319,12 @@ class KafkaMembership:
         self._me = replace(self._me, name=joined.member_id, generation=joined.generation_id)
         leads = joined.leader == joined.member_id
         claims = {member.member_id: bytes(member.metadata) for member in joined.members} if leads else {}
-        self._ask(sync(self._me, share(claims, self._partitions)), State.SYNCING, self._timeout_s + ANSWER_S)
+        try:
+            shared = share(claims, self._partitions)
+        except RefoldError:
+            self._state = State.OUT  # The others wait for our answer; joining again is what gives them one.
+            raise
+        self._ask(sync(self._me, shared), State.SYNCING, self._timeout_s + ANSWER_S)
         was_alone_in, self._alone_in = self._alone_in, joined.generation_id if len(claims) == 1 else None
         if self._in_doubt:
             self._in_doubt = False
@@ -335,11 +340,20 @@ class KafkaMembership:
             self._let_go(surplus)
         gained = given - self.places
         if gained:
-            self.places |= gained
-            with self._beating():
-                self._on_assigned(gained)
+            self._take(gained)
         if surplus and self._state is State.IN:
             self._join()
+
+    def _take(self, gained: frozenset[Place]) -> None:
+        self.places |= gained
+        try:
+            with self._beating():
+                self._on_assigned(gained)
+        except BaseException:
+            # Not begun is not held: who polls on after this error joins again, and is given them again.
+            self.places -= gained
+            self._state = State.OUT
+            raise
 
     # -- at any time ---------------------------------------------------------------------------------------------------------
 

@@ -91,8 +91,17 @@ class Membership:
         # 4.
         gained = (group.holds(self._name) - surplus) - self.places
         if gained:
-            self.places |= gained
+            self._begin(gained)
+
+    def _begin(self, gained: frozenset[Place]) -> None:
+        self.places |= gained
+        try:
             self._on_assigned(gained)
+        except BaseException:
+            # Not begun is not held: who polls on after this error is given them again.
+            self.places -= gained
+            self._renew_at = 0.0
+            raise
 
     def _refresh(self, group: Group) -> Group:
         # Our own lease may have passed too; as long as nobody removed us, nobody took our places, and we go on.

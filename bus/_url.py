@@ -56,10 +56,20 @@ def _parse_kafka(url: str, rest: str) -> BusUrl:
     brokers, _, federation = address.partition("/")
     if not rest.startswith("//") or not brokers or "" in brokers.split(","):
         raise ConfigurationError("the kafka URL names no broker", url=repr(url), hint=f"write {FORMS}")
+    wrong = [broker for broker in brokers.split(",") if not _is_address(broker)]
+    if wrong:
+        raise ConfigurationError(
+            "this is no HOST:PORT", url=repr(url), broker=wrong[0], hint="ports are 1 to 65535, mostly 9092"
+        )
     found = _settings(url, query, ("replication",)).get("replication")
     if found is not None and not (found.isdecimal() and 1 <= int(found) <= 99):
         raise ConfigurationError("replication must be a number of brokers", url=repr(url), hint=f"write {FORMS}")
     return BusUrl("kafka", brokers, unquote(federation) or None, int(found) if found else None)
+
+
+def _is_address(broker: str) -> bool:
+    host, _, port = broker.rpartition(":")
+    return bool(host) and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65_535
 
 
 def _settings(url: str, query: str, known: tuple[str, ...]) -> dict[str, str]:

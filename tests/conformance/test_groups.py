@@ -363,3 +363,22 @@ def test_a_member_that_stays_keeps_its_places_through_work_longer_than_its_sessi
     second.consumer.commit({place: Committed(0) for place in kept})
     second.consumer.poll(0.01)
     assert second.heard == heard
+
+
+def test_places_whose_listener_failed_are_not_held_and_are_given_again(driver, bus):
+    topic = driver.topic(bus)
+    place = Place(topic, 0)
+    fill(bus, topic, [b"0"])
+    failures = [ValueError("the listener failed")]
+
+    def listen(places):
+        if failures:
+            raise failures.pop()
+
+    with bus.consumer(group=driver.group, session_timeout_s=driver.session_timeout_s) as consumer:
+        consumer.subscribe([topic], on_assigned=listen)
+        with pytest.raises(ValueError, match="the listener failed"):
+            driver.until(lambda: False, consumer)
+        assert consumer.assignment() == frozenset()
+        records = driver.until(lambda: consumer.assignment() == {place} and consumer.position(place) == 1, consumer)
+        assert [record.value for record in records] == [b"0"]

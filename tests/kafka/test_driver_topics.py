@@ -130,6 +130,23 @@ def test_something_else_at_the_address_is_named_in_time(monkeypatch):
         assert time.monotonic() - began < 8
 
 
+def test_one_address_that_never_answers_does_not_keep_the_others_from_being_asked(kafka):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for _ in range(3):  # The order is drawn.
+            began = time.monotonic()
+            with KafkaBus((f"127.0.0.1:{silent.getsockname()[1]}", kafka.bootstrap)) as bus:
+                assert bus.topics() is not None
+            assert time.monotonic() - began < 9
+
+
+@pytest.mark.parametrize("url", ["kafka://host/x", "kafka://host:abc/x", "kafka://host:99999/x", "kafka://:9092/x"])
+def test_an_address_without_a_host_or_a_port_is_told_at_once(url):
+    with pytest.raises(ConfigurationError, match="HOST:PORT"):
+        open_bus(url)
+
+
 def test_without_crc32c_nothing_starts():
     program = "import sys; sys.modules['crc32c'] = None; from refold.bus import open_bus; open_bus('kafka://127.0.0.1:1/x')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
