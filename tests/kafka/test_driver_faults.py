@@ -12,6 +12,7 @@ import pytest
 from refold.bus import Committed, Place, TopicSpec
 from refold.bus.kafka import KafkaBus
 from refold.schemas.errors import BusError, PlaceTakenError, TryAgainError
+from refold.testing import eventually
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -187,3 +188,26 @@ def test_when_a_groups_coordinator_is_killed_its_members_keep_their_places(bus, 
                 heard.append(error)
         assert first.assignment() | second.assignment() == places
         assert len(heard) < 3
+
+
+def test_a_leader_that_cannot_share_the_places_out_joins_again(kafka, monkeypatch):
+    """Nothing else would: it beats no heart while it joins, and the others wait for what it says."""
+    from refold.bus import _kafka_group as group
+
+    topic = f"sharing-{os.urandom(3).hex()}.topic"
+    failures = [BusError("no answer about the topic")]
+    share = group.share
+
+    def sharing(*given):
+        if failures:
+            raise failures.pop()
+        return share(*given)
+
+    monkeypatch.setattr(group, "share", sharing)
+    with KafkaBus((kafka.bootstrap,)) as bus:
+        bus.create_topics([TopicSpec(topic)])
+        with bus.consumer(group=topic, session_timeout_s=2.0) as consumer:
+            consumer.subscribe([topic])
+            with pytest.raises(BusError, match="no answer about the topic"):
+                eventually(lambda: consumer.poll(0.1) == [1])
+            eventually(lambda: (consumer.poll(0.1), consumer.assignment())[1] == {Place(topic, 0)})
