@@ -37,6 +37,9 @@ CONNECT_S = 10.0
 ANSWER_S = 10.0
 """How long a broker may take to answer a question that it can answer at once."""
 
+TRIES = 3
+"""Brokers that are asked at least, before a question that any may answer finds none."""
+
 STOP_S = 2.0
 PAUSE_S = (0.005, 0.01, 0.02, 0.05, 0.1)
 RECEIVE_BYTES = 128 << 20
@@ -157,7 +160,8 @@ class KafkaClient:
         for number in range(1_000_000):
             left_s = deadline - time.monotonic()
             try:
-                return attempt(max(left_s, 0.05))
+                # One broker that never answers gets a part of the time; asked again, it may be another's turn.
+                return attempt(max(min(left_s, timeout_s / TRIES), 0.05))
             except (Again, Unanswered) as error:
                 pause_s = PAUSE_S[min(number, len(PAUSE_S) - 1)]
                 if left_s <= pause_s:
@@ -217,6 +221,10 @@ class KafkaClient:
         if node < 0:
             self.forget(place.topic)
             raise Again(f"partition {place.partition} of {place.topic} has no leader")
+        if self._manager.cluster.broker_metadata(node) is None:
+            # It was down when the brokers were last listed, which kafka-python does once a minute by itself.
+            self._refresh_brokers()
+            raise Again(f"broker {node} is not known yet")
         return node
 
     def nodes(self) -> list[int]:

@@ -13,7 +13,7 @@ from refold.bus._kafka_errors import Again, Unanswered, check
 from refold.bus._kafka_fetching import Fetching
 from refold.bus._kafka_group import KafkaMembership
 from refold.bus._kafka_member import Identity, commit, first_error
-from refold.bus._kafka_places import COORDINATOR_MOVED, EARLIEST, LATEST, offset_at, stored_positions
+from refold.bus._kafka_places import COORDINATOR_MOVED, EARLIEST, end_at, offset_at, stored_positions
 from refold.bus._kafka_topics import Specs
 from refold.bus._membership import not_held
 from refold.bus._store import check_place
@@ -40,7 +40,8 @@ class KafkaLog:
         return offset_at(self.client, check_place(self.spec(place.topic), place.partition), EARLIEST)
 
     def end_offset(self, place: Place) -> int:
-        return offset_at(self.client, check_place(self.spec(place.topic), place.partition), LATEST)
+        place = check_place(self.spec(place.topic), place.partition)
+        return end_at(self.client, place, self._specs.acknowledged(place))
 
     def committed(self, group: str, place: Place) -> Committed | None:
         return stored_positions(self.client, group, place).get(place)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,6 +36,9 @@ LONGEST_WAIT_S = 0.5
 """How long a broker keeps a question for which it has nothing."""
 
 FIND_S = 0.5
+LEADERLESS_S = 0.1
+"""How long a place that had no leader is left alone."""
+
 RETRY_S = 0.02
 
 E = kafka.errors
@@ -71,6 +74,7 @@ class Fetching:
         self._flights: dict[Lane, Flight] = {}
         self._ends: dict[Place, int] = {}
         self._looked: dict[Place, tuple[int, float]] = {}
+        self._leaderless: dict[Place, float] = {}
         self._failing_since: float | None = None
         self._retry_at = 0.0
 
@@ -136,21 +140,37 @@ class Fetching:
         """
         if time.monotonic() < self._retry_at:
             return
-        try:
-            leaders = {place: self._client.leader(place, FIND_S) for place, _ in positions}
-        except (Again, NoAnswer) as error:
-            self._failed(error)
+        leaders = self._leaders(place for place, _ in positions)
+        if not leaders:
             return
         # Questions that wait at their brokers for records hold what they ask for: together never so much that one more broker,
         # where records are, could not be asked.
         most = max(1, self._max_bytes // (1 + len(set(leaders.values()))))
         wanted: dict[Lane, dict[Place, int]] = {}
         for place, position in positions:
-            lane = None if place in self._held else self._lane_for(leaders[place], place, position, patient=patient)
+            if place in self._held or place not in leaders:
+                continue
+            lane = self._lane_for(leaders[place], place, position, patient=patient)
             if lane is not None:
                 wanted.setdefault(lane, {})[place] = position
         for lane, offsets in wanted.items():
             self._send(lane, offsets, LONGEST_WAIT_S if lane.patient else min(wait_s, LONGEST_WAIT_S), most)
+
+    def _leaders(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Return who leads each place. One without a leader keeps no other from being read; if all are, that is a failure."""
+        leaders: dict[Place, int] = {}
+        trouble: BaseException | None = None
+        for place in places:
+            if time.monotonic() < self._leaderless.get(place, 0.0):
+                continue
+            try:
+                leaders[place] = self._client.leader(place, FIND_S)
+            except (Again, NoAnswer) as error:
+                self._leaderless[place] = time.monotonic() + LEADERLESS_S
+                trouble = error
+        if trouble is not None and not leaders:
+            self._failed(trouble)
+        return leaders
 
     def _lane_for(self, node: int, place: Place, position: int, *, patient: bool) -> Lane | None:
         """Return where to ask, None if that has been done or must wait for an answer."""

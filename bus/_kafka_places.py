@@ -68,6 +68,22 @@ def offset_at(client: KafkaClient, place: Place, timestamp_ms: int) -> int:
     return ask_leader(client, place, "looking an offset up", ask)
 
 
+def end_at(client: KafkaClient, place: Place, least: int) -> int:
+    """Return a partition's end, which is not before `least`.
+
+    A broker that was frozen while another took its place may answer as the leader that it was, for a moment.
+    """
+
+    def attempt(_left_s: float) -> int:
+        found = offset_at(client, place, LATEST)
+        if found < least:
+            client.forget(place.topic)
+            raise Again(f"a broker says that the end is {found}, and a record before {least} was acknowledged")
+        return found
+
+    return client.persist(attempt, "reading a partition's end", topic=place.topic, partition=place.partition)
+
+
 def check_unknown_leader(error_code: int) -> None:
     """Raise a partition answer's error; an unknown topic is told apart, because it is retriable only for kafka-python."""
     if error_code == kafka.errors.UnknownTopicOrPartitionError.errno:

@@ -248,6 +248,7 @@ class KafkaProducer:
             # 3. Acknowledged.
             for index, delivery in enumerate(parcel.deliveries):
                 delivery.settle(answer.base_offset + index)
+            self._specs.acknowledge(parcel.place, answer.base_offset + len(parcel.deliveries))
             lane.parcels.popleft()
             lane.acknowledged_at = time.monotonic()
             self._bytes -= parcel.record_bytes

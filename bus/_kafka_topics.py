@@ -14,6 +14,7 @@ Settings that every topic gets, whatever the brokers' defaults are, and what bre
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -25,7 +26,7 @@ from kafka.protocol.metadata import MetadataRequest
 from refold.bus._kafka_client import ANSWER_S, KafkaClient, topic_node
 from refold.bus._kafka_errors import Again, Unanswered, check
 from refold.bus._store import no_topic
-from refold.bus.contract import MAX_RECORD_BYTES, TopicSpec
+from refold.bus.contract import MAX_RECORD_BYTES, Place, TopicSpec
 from refold.schemas.errors import BusError, ConfigurationError
 
 MAX_MESSAGE_BYTES = MAX_RECORD_BYTES + (64 << 10)
@@ -181,6 +182,17 @@ class Specs:
 
     def __init__(self) -> None:
         self._known: dict[str, TopicSpec] = {}
+        self._acknowledged: dict[Place, int] = {}
+        self._lock = threading.Lock()
+
+    def acknowledge(self, place: Place, next_offset: int) -> None:
+        """Take note that a record before this offset was acknowledged to one of this bus's producers."""
+        with self._lock:
+            self._acknowledged[place] = max(next_offset, self._acknowledged.get(place, 0))
+
+    def acknowledged(self, place: Place) -> int:
+        """Return the offset behind all that was acknowledged: a place's end is not before it, whatever a broker says."""
+        return self._acknowledged.get(place, 0)
 
     def get(self, client: KafkaClient, topic: str) -> TopicSpec:
         """Return a topic's settings; NotFoundError if there is none."""

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from refold.bus._kafka_client import KafkaClient, close_with
 from refold.bus._kafka_consumer import KafkaConsumer, KafkaLog
 from refold.bus._kafka_examination import examine_cluster, remedy
-from refold.bus._kafka_places import EARLIEST, LATEST, delete_before, offset_at, stored_positions
+from refold.bus._kafka_places import EARLIEST, LATEST, delete_before, end_at, offset_at, stored_positions
 from refold.bus._kafka_producer import KafkaProducer
 from refold.bus._kafka_topics import Specs, all_topics, create_topics
 from refold.bus._store import check_deletable, check_place, check_specs
@@ -148,7 +148,8 @@ class KafkaBus:
 
     def end_offset(self, place: Place) -> int:
         """Offset that the next record will get at the earliest."""
-        return offset_at(*self._checked(place), LATEST)
+        client, place = self._checked(place)
+        return end_at(client, place, self._specs.acknowledged(place))
 
     def offset_for_time(self, place: Place, timestamp_ms: int) -> int | None:
         """First offset whose record has this timestamp or a later one."""

@@ -211,3 +211,56 @@ def test_a_leader_that_cannot_share_the_places_out_joins_again(kafka, monkeypatc
             with pytest.raises(BusError, match="no answer about the topic"):
                 eventually(lambda: consumer.poll(0.1) == [1])
             eventually(lambda: (consumer.poll(0.1), consumer.assignment())[1] == {Place(topic, 0)})
+
+
+def test_a_partition_without_a_leader_keeps_no_other_from_being_read_and_is_gone_on_with_when_its_broker_is_back(brokers):
+    with KafkaBus(tuple(brokers.bootstrap.split(",")), replication=1) as bus:
+        name = f"faults-{os.urandom(6).hex()}"
+        bus.create_topics([TopicSpec(name, 6)])
+        leaders = bus._client.look_up(name).leaders
+        dead = leaders[0]
+        alive = [number for number, node in leaders.items() if node != dead]
+        producer, reader = bus.producer(), bus.consumer()
+        for number in leaders:
+            producer.send(name, b"before", partition=number)
+        producer.flush()
+        reader.assign([Place(name, number) for number in leaders])
+        read = []
+        eventually(lambda: len(read.extend(reader.poll(0.1)) or read) == len(leaders))
+
+        brokers.kill(dead)
+        eventually(lambda: bus._client.look_up(name).leaders[0] < 0, timeout_s=WAIT_S)
+        for number in alive:
+            producer.send(name, b"meanwhile", partition=number)
+        producer.flush()
+        eventually(lambda: len(read.extend(reader.poll(0.1)) or read) == len(leaders) + len(alive))
+
+        brokers.start(dead)
+        producer.send(name, b"after", partition=0)
+        # By itself kafka-python would list the brokers once a minute.
+        producer.flush(30.0)
+        eventually(lambda: len(read.extend(reader.poll(0.1)) or read) == len(leaders) + len(alive) + 1, timeout_s=30.0)
+        producer.close()
+        reader.close()
+
+
+def test_the_end_is_never_before_what_was_acknowledged_though_a_frozen_leader_thaws_and_says_so(brokers, bus, topic):
+    place = Place(topic(), 0)
+    frozen = leader_of(bus, place)
+    with bus.producer() as producer:
+        producer.send(place.topic, b"1", partition=0).result(WAIT_S)
+        assert bus.end_offset(place) == 1
+        brokers.freeze(frozen)
+        delivery = producer.send(place.topic, b"2", partition=0)
+        delivered = []
+        eventually(lambda: delivered.append(_result(delivery)) or delivered[-1] is not None, timeout_s=WAIT_S)
+        brokers.thaw(frozen)
+        for _ in range(5):
+            assert bus.end_offset(place) == 2
+
+
+def _result(delivery):
+    try:
+        return delivery.result(5.0)
+    except TryAgainError:
+        return None
