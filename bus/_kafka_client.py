@@ -17,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
@@ -174,7 +175,8 @@ class KafkaClient:
         raise AssertionError("unreachable")
 
     def _refresh_brokers(self) -> None:
-        self._manager.cluster.request_update()
+        with suppress(RuntimeError):  # Another thread closes the bus at this moment; the next question tells.
+            self._manager.cluster.request_update()
 
     def topic(self, name: str, timeout_s: float = ANSWER_S) -> TopicNode:
         """Return who leads a topic's partitions, as far as it is known here.

@@ -126,7 +126,8 @@ class KafkaMembership:
         now = time.monotonic()
         if self._state is State.OUT and now >= self._next_try_at:
             self._join()
-        elif self._state is State.IN and self._beat is None and now >= self._beat_at:
+        elif self._state is not State.OUT and self._beat is None and now >= self._beat_at:
+            # While a join is held back this only asks whether the coordinator still answers at all.
             self._send_beat(now)
         # The broker counts from when it last heard of us, which was not before we last asked.
         return not self.places or (not self._in_doubt and now - self._alive_at < self._timeout_s)
@@ -162,7 +163,9 @@ class KafkaMembership:
         coordinator = self._coordinator()
         if coordinator is None:
             return
-        self._asked_at, self._beat_at = now, now + min(BEAT_S, self._timeout_s / 4)
+        self._beat_at = now + min(BEAT_S, self._timeout_s / 4)
+        if self._state is State.IN:
+            self._asked_at = now
         self._beat = self._client.send(heartbeat(self._me), coordinator.prompt, self._timeout_s, self._wake)
 
     def stay(self) -> None:
@@ -208,6 +211,9 @@ class KafkaMembership:
             code = beat.result(0).error_code
         except (Again, Unanswered) as error:
             self._client.forget_coordinator(self.group)
+            if self._state is not State.IN:
+                # Who does not answer this will not answer the join either; the group has another coordinator, or will have.
+                self._state, self._answer = State.OUT, None
             self._failed(error)
             return
         if self._state is not State.IN:
@@ -276,7 +282,7 @@ class KafkaMembership:
         if now - self._alive_at < self._timeout_s:
             # Who is a member while it asks stays one until it is answered: the broker waits with it for the others.
             self._alive_at = now
-        self._state, self._asked_at = state, now
+        self._state, self._asked_at, self._beat_at = state, now, now + self._timeout_s
         self._answer = self._client.send(request, coordinator.patient, timeout_s, self._wake)
 
     def _take_answer(self) -> None:
