@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import socket
 import threading
 import time
 import warnings
@@ -25,7 +26,7 @@ from refold.bus._kafka_errors import Again, Unanswered, check, no_answer, refuse
 from refold.bus._kafka_reply import Reply
 from refold.bus._store import no_topic
 from refold.bus.contract import Place
-from refold.schemas.errors import RefoldError
+from refold.schemas.errors import RefoldError, UsageError
 
 with warnings.catch_warnings():
     # As in `_kafka_errors`.
@@ -38,6 +39,7 @@ CONNECT_S = 10.0
 ANSWER_S = 10.0
 """How long a broker may take to answer a question that it can answer at once."""
 
+LISTEN_S = 1.0
 TRIES = 3
 """Brokers that are asked at least, before a question that any may answer finds none."""
 
@@ -103,9 +105,15 @@ class KafkaClient:
         self.brokers = brokers
         self._topics: dict[str, TopicNode] = {}
         self._coordinators: dict[str, Coordinator] = {}
-        # One address after the other: kafka-python draws one, and gives one that never answers all the time there is.
+        self._pid = os.getpid()
+        # One address after the other: kafka-python draws one, and gives one that never answers all the time there is. Those
+        # where nobody listens come last.
         error: BaseException | None = None
-        for broker in random.sample(brokers, len(brokers)):
+        order = random.sample(brokers, len(brokers))
+        for number, broker in enumerate(order):
+            if number < len(brokers) - 1 and not _listens(broker):
+                order.append(broker)
+                continue
             error = self._connect(broker, CONNECT_S / len(brokers))
             if error is None:
                 return
@@ -133,6 +141,8 @@ class KafkaClient:
 
         A broker that has not answered after `timeout_s` loses its connection, and all that wait on it are told.
         """
+        if os.getpid() != self._pid:
+            raise UsageError("the bus was opened in another process", hint="open it after the fork")
         reply = Reply(wake)
         try:
             future = self._net.call_soon_with_future(self._manager.send, request, node, timeout_s * 1000)
@@ -160,6 +170,8 @@ class KafkaClient:
         deadline = time.monotonic() + timeout_s
         for number in range(1_000_000):
             left_s = deadline - time.monotonic()
+            if self.is_closed:
+                raise UsageError("the bus is closed")
             try:
                 # One broker that never answers gets a part of the time; asked again, it may be another's turn.
                 return attempt(max(min(left_s, timeout_s / TRIES), 0.05))
@@ -202,8 +214,8 @@ class KafkaClient:
             if found.error_code in _NO_TOPIC:
                 raise no_topic(name)
             check(found.error_code)
-            self._topics[name] = topic_node(found)
-            return self._topics[name]
+            node = self._topics[name] = topic_node(found)
+            return node
 
         try:
             return self.persist(attempt, "looking a topic up", timeout_s, topic=name)
@@ -271,8 +283,8 @@ class KafkaClient:
         add, broker = self._manager.cluster.add_coordinator, found.node_id
         patient = add(found, 0, group)
         found.node_id = f"{broker}-prompt"
-        self._coordinators[group] = Coordinator(patient, add(found, 0, group))
-        return self._coordinators[group]
+        lines = self._coordinators[group] = Coordinator(patient, add(found, 0, group))
+        return lines
 
     def forget_coordinator(self, group: str) -> None:
         """Look for the coordinator anew, when it is next needed."""
@@ -285,7 +297,7 @@ class KafkaClient:
 
     def close(self) -> None:
         """Let go of the connections; waits `STOP_S` at most, and leaves a network thread that hangs to the process's end."""
-        if self.is_closed:
+        if self.is_closed or os.getpid() != self._pid:
             return
         closed = threading.Event()
         try:
@@ -300,6 +312,16 @@ class KafkaClient:
 
 
 _NO_TOPIC = frozenset({kafka.errors.UnknownTopicOrPartitionError.errno, kafka.errors.InvalidTopicError.errno})
+
+
+def _listens(broker: str) -> bool:
+    """Whether somebody accepts connections at an address."""
+    host, _, port = broker.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LISTEN_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def close_with(owner: object, client: KafkaClient) -> None:

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 _TOPIC = 2
 OLDEST_FETCH = 12
-"""Kafka 2.7; what is older was never tried."""
+"""Kafka 2.7 and 3.0: what is older lacks what the driver asks."""
 
 _FETCH_KEY = 1
 MUST_BE = ("cleanup.policy", "unclean.leader.election.enable", "min.insync.replicas", "retention.bytes", "max.message.bytes")
@@ -89,7 +89,7 @@ def _versions(client: KafkaClient) -> Symptom:
     newest = max((key.max_version for key in answer.api_keys if key.api_key == _FETCH_KEY), default=0)
     what = f"the broker fetches by version {newest} of the protocol"
     if newest < OLDEST_FETCH:
-        return Symptom("version", Severity.FAILURE, what, "upgrade the brokers to Kafka 2.7 or newer (4.x is what is tested)")
+        return Symptom("version", Severity.FAILURE, what, "upgrade the brokers to Kafka 3.0 or newer (4.x is what is tested)")
     return Symptom("version", Severity.OK, what)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -140,7 +140,7 @@ class Fetching:
         """
         if time.monotonic() < self._retry_at:
             return
-        leaders = self._leaders(place for place, _ in positions)
+        leaders = self._leaders([place for place, _ in positions])
         if not leaders:
             return
         # Questions that wait at their brokers for records hold what they ask for: together never so much that one more broker,
@@ -156,7 +156,7 @@ class Fetching:
         for lane, offsets in wanted.items():
             self._send(lane, offsets, LONGEST_WAIT_S if lane.patient else min(wait_s, LONGEST_WAIT_S), most)
 
-    def _leaders(self, places: Iterable[Place]) -> dict[Place, int]:
+    def _leaders(self, places: Sequence[Place]) -> dict[Place, int]:
         """Return who leads each place. One without a leader keeps no other from being read; if all are, that is a failure."""
         leaders: dict[Place, int] = {}
         trouble: BaseException | None = None
@@ -165,11 +165,14 @@ class Fetching:
                 continue
             try:
                 leaders[place] = self._client.leader(place, FIND_S)
-            except (Again, NoAnswer) as error:
+            except Again as error:
                 self._leaderless[place] = time.monotonic() + LEADERLESS_S
                 trouble = error
-        if trouble is not None and not leaders:
-            self._failed(trouble)
+            except NoAnswer as error:
+                trouble = error
+                break  # Nobody answers: asking for each place in turn would only take its time.
+        if places and not leaders:
+            self._failed(trouble or Again("no partition has a leader"))
         return leaders
 
     def _lane_for(self, node: int, place: Place, position: int, *, patient: bool) -> Lane | None:

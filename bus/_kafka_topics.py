@@ -208,11 +208,13 @@ class Specs:
     def all(self, client: KafkaClient) -> dict[str, TopicSpec]:
         """Return every topic's settings, reading those that are new."""
         present = {name: partitions for name, (partitions, _) in all_topics(client).items()}
-        known = {name: spec for name, spec in self._known.items() if present.get(name) == spec.partitions}
+        known = {name: spec for name, spec in list(self._known.items()) if present.get(name) == spec.partitions}
         known |= read_specs(client, {name: count for name, count in present.items() if name not in known})
         self._known = known
         return dict(sorted(known.items()))
 
     def forget(self) -> None:
-        """Read all settings anew when they are next needed."""
+        """Read all settings anew when they are next needed: topics may have been made anew."""
         self._known = {}
+        with self._lock:
+            self._acknowledged.clear()

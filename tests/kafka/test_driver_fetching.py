@@ -6,6 +6,7 @@ import pytest
 
 from refold.bus import Place
 from refold.bus._kafka_batches import Sender, encode_batch, encode_record
+from refold.bus._kafka_errors import Again
 from refold.bus._kafka_fetching import Fetching
 from refold.bus._kafka_reply import Reply
 from refold.schemas.errors import BusError
@@ -178,3 +179,35 @@ def test_idle_brokers_that_are_asked_again_and_again_leave_room_for_the_others()
         fetches.collect()
     asked = [node for node, _, _ in client.kept]
     assert asked.count("1-second") == asked.count("0-second") == asked.count("2-second") == 5
+
+
+class Leaderless(Client):
+    """A cluster where some partitions have no leader."""
+
+    def __init__(self, *answers, without=()):
+        super().__init__(*answers)
+        self.without = without
+
+    def leader(self, place, timeout_s=0.0):
+        if place in self.without:
+            raise Again("no leader")
+        return 1
+
+
+def test_where_no_place_has_a_leader_the_question_is_asked_again_and_fails_in_the_end(monkeypatch):
+    fetches = Fetching(Leaderless(without={PLACE}), 1 << 20)
+    for _ in range(3):
+        fetches.ask([(PLACE, 0)])
+        assert fetches.pause_s > 0, "nobody would wake the reader"
+        fetches._retry_at = 0.0
+    monkeypatch.setattr("refold.bus._kafka_fetching.ANSWER_S", 0.0)
+    with pytest.raises(BusError, match="found no answer"):
+        fetches.ask([(PLACE, 0)])
+
+
+def test_a_place_without_a_leader_keeps_no_other_from_being_asked_for():
+    client = Leaderless([part(OTHER, records=batch(b"1"), end=1)], without={PLACE})
+    fetches = Fetching(client, 1 << 20)
+    fetches.ask([(PLACE, 0), (OTHER, 0)])
+    assert client.asked == [{1: 0}]
+    assert fetches.pause_s <= 0
