@@ -22,7 +22,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
-from refold.bus._kafka_errors import Again, Unanswered, check, no_answer, refused, unreachable
+from refold.bus._kafka_errors import Again, NoAnswer, Unanswered, check, no_answer, refused, unreachable
 from refold.bus._kafka_reply import Reply
 from refold.bus._store import no_topic
 from refold.bus.contract import Place
@@ -158,7 +158,7 @@ class KafkaClient:
         return self.send(request, node, timeout_s).result(timeout_s + 1)
 
     def persist(self, attempt: Callable[[float], T], what: str, timeout_s: float = ANSWER_S, **where: object) -> T:
-        """Call `attempt`, with the seconds left, until it neither raises `Again` nor `Unanswered`, or time is up.
+        """Call `attempt`, with a part of the seconds left, until it neither raises `Again` nor finds no answer, or time is up.
 
         Only for what may be asked twice.
 
@@ -175,9 +175,9 @@ class KafkaClient:
             try:
                 # One broker that never answers gets a part of the time; asked again, it may be another's turn.
                 return attempt(max(min(left_s, timeout_s / TRIES), 0.05))
-            except (Again, Unanswered) as error:
+            except (Again, Unanswered, NoAnswer) as error:
                 pause_s = PAUSE_S[min(number, len(PAUSE_S) - 1)]
-                if left_s <= pause_s:
+                if deadline - time.monotonic() <= pause_s:
                     raise no_answer(what, timeout_s, self.brokers, error, **where) from error
                 # What is known of the cluster may be why.
                 self._refresh_brokers()

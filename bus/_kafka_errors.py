@@ -42,13 +42,13 @@ def address(brokers: tuple[str, ...]) -> str:
 def unreachable(brokers: tuple[str, ...], timeout_s: float) -> BusError:
     """Return the error for a cluster that cannot be reached."""
     hint = "start the broker, or correct the address (the bus URL is kafka://HOST:PORT[,...]/FEDERATION)"
-    return BusError(f"no Kafka broker answered within {timeout_s:g} s", address=address(brokers), hint=hint)
+    return BusError(f"no Kafka broker answered within {timeout_s:.3g} s", address=address(brokers), hint=hint)
 
 
 def no_answer(what: str, timeout_s: float, brokers: tuple[str, ...], error: BaseException, **where: object) -> NoAnswer:
     """Return the error for a question that found no answer in time."""
     hint = "see whether the brokers run and reach each other; Refold goes on where it was once they do"
-    message = f"{what} found no answer within {timeout_s:g} s ({error})"
+    message = f"{what} found no answer within {timeout_s:.3g} s ({error})"
     return NoAnswer(message, address=address(brokers), hint=hint, **where)
 
 
