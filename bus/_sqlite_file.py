@@ -106,6 +106,8 @@ def is_prepared(path: Path) -> bool:
     with translated(path, "open"):
         connection = _connect(path)
         try:
+            # One look at all of it: between two, another process may have made the file a bus.
+            connection.execute("BEGIN")
             [(application_id,)] = connection.execute("PRAGMA application_id").fetchall()
             [(version,)] = connection.execute("PRAGMA user_version").fetchall()
             [(tables,)] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
