@@ -7,9 +7,10 @@ would go to another member in the middle of it, which would begin the same work 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Any, cast
 
-from refold.bus.contract import Bus, Consumer, Delivery, Headers, Producer, Record
+from refold.bus.contract import Bus, Consumer, Delivery, Producer, Record
+from refold.bus.wrapping import Wrapped
 
 Stay = Callable[[], None]
 
@@ -19,62 +20,27 @@ def keeping(bus: Bus, stay: Stay) -> Bus:
     return cast(Bus, _Bus(bus, stay))
 
 
-class _Bus:
-    def __init__(self, bus: Bus, stay: Stay) -> None:
-        self._bus = bus
+class _Keeping(Wrapped):
+    def __init__(self, inner: Any, stay: Stay) -> None:
+        super().__init__(inner)
         self._stay = stay
 
-    def producer(self, *, max_in_flight_bytes: int = 16 << 20) -> Producer:
-        return cast(Producer, _Producer(self._bus.producer(max_in_flight_bytes=max_in_flight_bytes), self._stay))
+
+class _Bus(_Keeping):
+    def producer(self, **settings: Any) -> Producer:
+        return cast(Producer, _Producer(self._inner.producer(**settings), self._stay))
 
     def consumer(self, **settings: Any) -> Consumer:
-        return cast(Consumer, _Consumer(self._bus.consumer(**settings), self._stay))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bus, name)
+        return cast(Consumer, _Consumer(self._inner.consumer(**settings), self._stay))
 
 
-class _Producer:
-    def __init__(self, producer: Producer, stay: Stay) -> None:
-        self._producer = producer
-        self._stay = stay
-
-    def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Delivery:
+class _Producer(_Keeping):
+    def send(self, topic: str, value: bytes | None, **where: Any) -> Delivery:
         self._stay()
-        return self._producer.send(topic, value, key=key, partition=partition, headers=headers)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._producer, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._producer.close()
+        return cast(Delivery, self._inner.send(topic, value, **where))
 
 
-class _Consumer:
-    def __init__(self, consumer: Consumer, stay: Stay) -> None:
-        self._consumer = consumer
-        self._stay = stay
-
-    def poll(self, timeout_s: float = 0.0, *, max_records: int = 500) -> list[Record]:
+class _Consumer(_Keeping):
+    def poll(self, timeout_s: float = 0.0, **bounds: Any) -> list[Record]:
         self._stay()
-        return self._consumer.poll(timeout_s, max_records=max_records)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._consumer, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._consumer.close()
+        return cast(list[Record], self._inner.poll(timeout_s, **bounds))

@@ -14,6 +14,7 @@ import blake3
 
 from refold.bus.contract import Bus, Delivery, Headers, Producer
 from refold.bus.topics import Topics, is_chunk
+from refold.bus.wrapping import Wrapped
 from refold.demo.faults import FLIPPED, KILLED, TWICE, Fault, FaultFile
 from refold.schemas.canonical import decode
 from refold.schemas.updates import ClientUpdate
@@ -60,44 +61,29 @@ def _flip(value: bytes) -> bytes:
     return value[:middle] + bytes(byte ^ 0xFF for byte in value[middle : middle + 16]) + value[middle + 16 :]
 
 
-class _TroubledProducer:
+class _TroubledProducer(Wrapped):
     """A producer whose manifests go through the injector."""
 
     def __init__(self, producer: Producer, injector: Injector) -> None:
-        self._producer = producer
+        super().__init__(producer)
         self._injector = injector
 
-    def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Delivery:
-        where: dict[str, Any] = {"key": key, "partition": partition, "headers": headers}
+    def send(self, topic: str, value: bytes | None, *, headers: Headers = (), **where: Any) -> Delivery:
+        where["headers"] = headers
         if topic == self._injector.updates and value is not None and not is_chunk(headers):
-            return self._injector.pass_on(self._producer, value, **where)
-        return self._producer.send(topic, value, **where)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._producer, name)
+            return self._injector.pass_on(self._inner, value, **where)
+        return cast(Delivery, self._inner.send(topic, value, **where))
 
 
-class _TroubledBus:
+class _TroubledBus(Wrapped):
     """A bus whose producers are troubled; all else is the bus's own."""
 
     def __init__(self, bus: Bus, injector: Injector) -> None:
-        self._bus = bus
+        super().__init__(bus)
         self._injector = injector
 
-    def producer(self, *, max_in_flight_bytes: int = 16 << 20) -> Producer:
-        producer = self._bus.producer(max_in_flight_bytes=max_in_flight_bytes)
-        return cast(Producer, _TroubledProducer(producer, self._injector))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bus, name)
+    def producer(self, **settings: Any) -> Producer:
+        return cast(Producer, _TroubledProducer(self._inner.producer(**settings), self._injector))
 
 
 def troubled(bus: Bus, injector: Injector) -> Bus:

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
 from refold.bus.clock import ManualClock
-from refold.bus.contract import Bus, Consumer, Delivery, Headers, Producer, partition_for
+from refold.bus.contract import Bus, Delivery, Producer, partition_for
 from refold.bus.topics import chunk_headers, event_headers, hint_header
+from refold.bus.wrapping import Wrapped
 from refold.consumers.server import GROUPS, Server
 from refold.federation import Federation
 from refold.producers.outbox import Parcel
@@ -46,7 +47,7 @@ def eventually(condition: Callable[[], bool], *, timeout_s: float = 20.0, what: 
         time.sleep(0.005)
 
 
-class FlakyBus:
+class FlakyBus(Wrapped):
     """A bus whose producers fail as told; all else is the bus behind it.
 
     Parameters
@@ -56,60 +57,35 @@ class FlakyBus:
     """
 
     def __init__(self, bus: Bus, trouble: Trouble) -> None:
-        self._bus = bus
+        super().__init__(bus)
         self._trouble = trouble
 
-    def __getattr__(self, name: str) -> Any:
-        """Return whatever the bus behind has."""
-        return getattr(self._bus, name)
-
-    def producer(self, *, max_in_flight_bytes: int = 16 << 20) -> Producer:
+    def producer(self, **settings: Any) -> Producer:
         """Open a producer that fails as told."""
-        return _FlakyProducer(self._bus, self._trouble, max_in_flight_bytes)
-
-    def consumer(self, **settings: Any) -> Consumer:
-        """Open a consumer."""
-        return self._bus.consumer(**settings)
+        return cast(Producer, _FlakyProducer(self._inner, self._trouble, settings))
 
 
-class _FlakyProducer:
-    def __init__(self, bus: Bus, trouble: Trouble, max_in_flight_bytes: int) -> None:
+class _FlakyProducer(Wrapped):
+    def __init__(self, bus: Bus, trouble: Trouble, settings: dict[str, Any]) -> None:
+        super().__init__(bus.producer(**settings))
         self._bus = bus
-        self._producer = bus.producer(max_in_flight_bytes=max_in_flight_bytes)
         self._trouble = trouble
         self._fate: str | None = None
 
-    def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        partition: int | None = None,
-        headers: Headers = (),
-    ) -> Delivery:
+    def send(self, topic: str, value: bytes | None, **where: Any) -> Delivery:
         fate = self._trouble(topic, value)
         if fate is not None:
             self._fate = fate
-        return self._producer.send(topic, value, key=key, partition=partition, headers=headers)
+        return cast(Delivery, self._inner.send(topic, value, **where))
 
     def flush(self, timeout_s: float = 30.0) -> None:
         fate, self._fate = self._fate, None
         if fate == LOST:
-            self._producer = self._bus.producer()
+            self._inner = self._bus.producer()
         else:
-            self._producer.flush(timeout_s)
+            self._inner.flush(timeout_s)
         if fate is not None:
             raise BusError(f"the bus was told to fail: {fate}")
-
-    def close(self) -> None:
-        self._producer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class SteppedServer:

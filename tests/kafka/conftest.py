@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from refold.bus import TopicSpec
+from refold.bus.kafka import KafkaBus
+from refold.testing.kafka import Cluster
+
 COMPOSE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
+
+
+@pytest.fixture
+def bus(kafka: Cluster) -> Iterator[KafkaBus]:
+    """Yield a bus on the run's broker."""
+    with KafkaBus((kafka.bootstrap,), federation="suite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def topic(bus: KafkaBus) -> Callable[..., str]:
+    """Return what makes a topic of a new name."""
+
+    def make(**settings: Any) -> str:
+        name = f"driver-{os.urandom(6).hex()}"
+        bus.create_topics([TopicSpec(name, **settings)])
+        return name
+
+    return make
 
 
 @pytest.fixture

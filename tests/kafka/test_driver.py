@@ -14,10 +14,9 @@ from contextlib import contextmanager
 import pytest
 import zstandard
 
-from refold.bus import Committed, Place, TopicSpec
+from refold.bus import Committed, Place
 from refold.bus._kafka_batches import UNREADABLE, Sender, encode_batch, encode_record
 from refold.bus._kafka_parcels import Parcel, produce_request
-from refold.bus.kafka import KafkaBus
 from refold.schemas.errors import ConfigurationError, PlaceTakenError, UsageError
 
 from kafka.protocol.admin import DescribeGroupsRequest  # isort: skip  -- after the driver, which bears with its warnings
@@ -25,22 +24,6 @@ from kafka.protocol.admin import DescribeGroupsRequest  # isort: skip  -- after 
 pytestmark = pytest.mark.kafka
 
 WAIT_S = 20.0
-
-
-@pytest.fixture
-def bus(kafka):
-    with KafkaBus((kafka.bootstrap,), federation="suite") as opened:
-        yield opened
-
-
-@pytest.fixture
-def topic(bus):
-    def make(**settings):
-        name = f"driver-{os.urandom(6).hex()}"
-        bus.create_topics([TopicSpec(name, **settings)])
-        return name
-
-    return make
 
 
 def read_all(bus, place):

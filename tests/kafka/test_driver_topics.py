@@ -22,22 +22,6 @@ pytestmark = pytest.mark.kafka
 WAIT_S = 20.0
 
 
-@pytest.fixture
-def bus(kafka):
-    with KafkaBus((kafka.bootstrap,), federation="suite") as opened:
-        yield opened
-
-
-@pytest.fixture
-def topic(bus):
-    def make(**settings):
-        name = f"driver-{os.urandom(6).hex()}"
-        bus.create_topics([TopicSpec(name, **settings)])
-        return name
-
-    return make
-
-
 # -- topics ------------------------------------------------------------------------------------------------------------------
 
 

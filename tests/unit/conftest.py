@@ -1,6 +1,7 @@
 """A small federation that trained for real, made once; each test damages a copy of its own."""
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import pytest
 import refold
 from refold.federation import Federation
 from refold.schemas.keys import SigningKey
+
+# The tests of the command line share `clikit`.
+sys.path.insert(0, str(Path(__file__).parent))
 
 ROUNDS = 3
 CLIENTS = ("c0", "c1", "c2")

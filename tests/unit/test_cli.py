@@ -1,63 +1,30 @@
 """The command line as its users meet it: what it prints, where, and with which exit code."""
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from clikit import Shell
 from safetensors.numpy import load_file
 
 import refold
 from refold.bus import open_bus
 from refold.bus.ledger import read_all
-from refold.cli import run
 from refold.cli.verbs import VERBS
 from refold.federation import Federation
 from refold.schemas.events import UpdateAccepted, UpdateRejected
 from refold.schemas.keys import SigningKey, load_public
 
 
-class Said(NamedTuple):
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def object(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def objects(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-class Shell:
-    """Runs command lines in a folder of their own."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *words: str) -> Said:
-        self._capsys.readouterr()
-        code = run(words)
-        captured = self._capsys.readouterr()
-        return Said(code, captured.out, captured.err)
-
-
 @pytest.fixture
 def refold_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
-    for name in [name for name in os.environ if name.startswith("REFOLD_")]:
-        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    return Shell(capsys)
+    return Shell(capsys, monkeypatch)
 
 
 @pytest.fixture

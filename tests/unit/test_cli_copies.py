@@ -1,13 +1,12 @@
 """`refold export`, `import`, `diff` and `serve --status` as their users meet them."""
 
-import json
-import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from clikit import Shell
 
 import refold
 from refold.bus import open_bus
@@ -15,7 +14,6 @@ from refold.bus._consumer import LogConsumer
 from refold.bus.clock import SystemClock
 from refold.bus.copy_place import UNDER_WAY, CopyPlace
 from refold.bus.ledger import LedgerReader, LedgerWriter
-from refold.cli import run
 from refold.federation import Federation
 from refold.schemas.commits import Position
 from refold.schemas.events import FederationEnded
@@ -23,42 +21,12 @@ from refold.schemas.keys import SigningKey
 from refold.testing import craft_update, send_update
 
 
-class Said(NamedTuple):
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def object(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def objects(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-class Shell:
-    """Runs command lines in the trained federation's folder."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *words: str) -> Said:
-        self._capsys.readouterr()
-        code = run(words)
-        captured = self._capsys.readouterr()
-        return Said(code, captured.out, captured.err)
-
-
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Shell:
-    for name in [name for name in os.environ if name.startswith("REFOLD_")]:
-        monkeypatch.delenv(name)
+    shell = Shell(capsys, monkeypatch)
     monkeypatch.setenv("REFOLD_BUS", "sqlite:fed.db")
     monkeypatch.chdir(folder)
-    return Shell(capsys)
+    return shell
 
 
 # export and import.

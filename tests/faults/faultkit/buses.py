@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from refold.bus.contract import Bus, Committed, Consumer, Delivery, Headers, Place, Producer, TopicSpec
+from refold.bus.wrapping import Wrapped
 from refold.schemas.errors import BusError
 
 BEFORE, AFTER = "before", "after"
@@ -92,15 +93,12 @@ class HookedProducer:
         self.close()
 
 
-class HookedConsumer:
+class HookedConsumer(Wrapped):
     """A consumer whose group commits pass a point; all else is the driver's."""
 
     def __init__(self, inner: Consumer, hook: Hook) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._hook = hook
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     def commit(self, offsets: Mapping[Place, Committed]) -> None:
         """Store the group's positions."""
@@ -111,14 +109,8 @@ class HookedConsumer:
         for point in points:
             self._hook(point, AFTER)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._inner.close()
-
-
-class HookedBus:
+class HookedBus(Wrapped):
     """A bus that passes points on everything durable.
 
     Parameters
@@ -138,14 +130,11 @@ class HookedBus:
         on_delete: Callable[[Bus, Place, int], None] = lambda _bus, _place, _before: None,
         session_timeout_s: float | None = None,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._hook = hook
         self._drop = drop
         self._on_delete = on_delete
         self._session_timeout_s = session_timeout_s
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     def create_topics(self, specs: Iterable[TopicSpec]) -> None:
         """Create what is not there."""
@@ -169,9 +158,3 @@ class HookedBus:
         self._hook(point, BEFORE)
         self._inner.delete_records(place, before_offset)
         self._hook(point, AFTER)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._inner.close()
