@@ -8,7 +8,7 @@ import psutil
 
 from faultkit.faults import freeze_request
 from faultkit.processes import Child, wait_until
-from faultkit.world import World
+from faultkit.world import Clients, World
 
 STOOD_BACK = "another detection's commit was taken first"
 
@@ -20,6 +20,23 @@ def found_with_two_detections(world: World, session_s: float) -> list[Child]:
     for group in ("consistency", "aggregation", "snapshots"):
         world.serve(group)
     return [world.serve("detection") for _ in range(2)]
+
+
+def assert_zombies_change_nothing(world: World, session_s: float, freezes: int, seed: int) -> None:
+    """Freeze and thaw so many times while clients train; then every invariant holds, and each zombie stood back."""
+    detections = found_with_two_detections(world, session_s)
+    with Clients(world, world.clients):
+        for _ in range(freezes):
+            freeze_and_thaw_late(world, detections)
+        world.wait_for_round(head_of(world) + 2)
+        world.fed.end("the test is over")
+    world.wait_until_settled()
+    world.stop()
+    findings = world.assert_sound()
+    stood_back = world.logs().count(STOOD_BACK)
+    print(f"seed {seed}: {freezes} freezes, {findings.stale} stale commits, {findings.rounds} rounds, {stood_back} stood back")
+    assert findings.stale >= freezes
+    assert stood_back >= freezes
 
 
 def freeze_and_thaw_late(world: World, detections: list[Child]) -> None:
