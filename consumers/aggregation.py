@@ -194,6 +194,8 @@ def _opened(genesis: Genesis) -> FederationOpened:
         genesis.state_digest,
         genesis.optimizer,
         genesis.first_plan,
+        genesis.log_keys,
+        genesis.identity,
     )
 
 

@@ -15,7 +15,7 @@ from refold.bus.payloads import send_payload
 from refold.bus.topics import Topics
 from refold.consumers.planning import plan_round
 from refold.federation import Federation
-from refold.keyring import key_folder, secret_digest
+from refold.keyring import key_folder, log_key, secret_digest
 from refold.plan import Plan
 from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Position
@@ -102,6 +102,7 @@ def create(
         (operator.public,),
         secret_digest(secret),
         SystemClock().wall_ms(),
+        (log_key(secret).public,),
     )
     _write_genesis(federation, genesis)
     return federation

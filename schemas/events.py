@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, record
 from refold.schemas.model import ModelSchema
@@ -43,7 +43,28 @@ class Defence:
     settings: Settings
 
 
-@record(40, version=2, upcasts={1: grown(5, 6)})
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How clients are known.
+
+    Parameters
+    ----------
+    required
+        Only enrolled clients take part, and everything they send is signed. Without it anyone may claim to be anyone.
+    limits
+        What one client may take up, by name; detection's own defaults where a name is missing.
+    """
+
+    required: bool
+    limits: Settings
+
+
+def _identified(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the fields of a record from before there were log keys and settings of identity: all clients were known."""
+    return (*fields, (), (True, ()))
+
+
+@record(40, version=3, upcasts={1: grown(5, 6), 2: _identified})
 @dataclass(frozen=True, slots=True)
 class Genesis:
     """The first event of `accepted`: all that decides what the log means.
@@ -56,6 +77,8 @@ class Genesis:
         The server optimizer's name and its settings.
     secret_digest
         BLAKE3 of the server's secret seed, which decides sketches and hidden coordinates.
+    log_keys
+        Public keys that sign checkpoints of the log; none in a federation from before there were any.
     """
 
     federation: Name
@@ -72,6 +95,8 @@ class Genesis:
     operator_keys: Annotated[tuple[PublicKey, ...], Within(1, 64)]
     secret_digest: Digest
     time_ms: Uint
+    log_keys: Annotated[tuple[PublicKey, ...], Within(0, 64)] = ()
+    identity: Identity = field(default_factory=lambda: Identity(True, ()))
 
 
 @record(41)
@@ -199,10 +224,10 @@ class FederationEnded:
     reason: Text
 
 
-@record(50, version=2, upcasts={1: grown(5)})
+@record(50, version=3, upcasts={1: grown(5), 2: _identified})
 @dataclass(frozen=True, slots=True)
 class FederationOpened:
-    """The first event of `rounds`: what a client needs to take part."""
+    """The first event of `rounds`: what a client needs to take part. `log_keys` and `identity` as in `Genesis`."""
 
     federation: Name
     schema: ModelSchema
@@ -210,6 +235,8 @@ class FederationOpened:
     state_digest: Digest
     optimizer: Name
     first_plan: RoundPlan
+    log_keys: Annotated[tuple[PublicKey, ...], Within(0, 64)] = ()
+    identity: Identity = field(default_factory=lambda: Identity(True, ()))
 
 
 @record(51, version=2, upcasts={1: grown(11)})

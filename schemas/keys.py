@@ -33,6 +33,11 @@ class SigningKey:
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
+    def from_seed(cls, seed: bytes) -> SigningKey:
+        """Return the key that a seed of 32 secret bytes makes, the same every time."""
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @classmethod
     def load(cls, path: str | Path) -> SigningKey:
         """Read a PEM file (PKCS #8, unencrypted).
 

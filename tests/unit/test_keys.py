@@ -93,3 +93,8 @@ def test_a_key_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
     for load in (SigningKey.load, load_public):
         with pytest.raises(NotFoundError):
             load(tmp_path / "none")
+
+
+def test_the_same_seed_makes_the_same_key_and_another_seed_another() -> None:
+    assert SigningKey.from_seed(bytes(32)).public == SigningKey.from_seed(bytes(32)).public
+    assert SigningKey.from_seed(bytes(32)).public != SigningKey.from_seed(b"\1" * 32).public
