@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ MAX_INLINE_BYTES = 65_536
 MAX_CHUNK_BYTES = 1_000_000
 
 ALL_PPM = 1_000_000
-DENSITY_CAME: dict[int, tuple[int, ...]] = {11: (), 12: (), 40: (5, 6), 45: (7,), 50: (5,), 51: (11,)}
-"""Number → the fields (counted without number and version) that are plans or policies, () for these themselves."""
 
 Value = dict[str, Any]
 """A record or structure by its fields' names."""
+
+Raise = Callable[[list[Any]], list[Any]]
 
 
 class RefusedError(Exception):
@@ -67,13 +67,39 @@ def decode(data: bytes) -> tuple[str, Value]:
 
 
 def _raised(number: int, version: int, items: list[Any]) -> list[Any]:
-    """Bring the fields of an older version to the newest (section 20): plans and policies had no density."""
-    if version > 1 or number not in DENSITY_CAME:
-        return items
-    inner = DENSITY_CAME[number]
-    if not inner:
-        return [*items, ALL_PPM]
-    return [[*item, ALL_PPM] if at in inner and type(item) is list else item for at, item in enumerate(items)]
+    """Bring the fields of an older version to the newest (section 20), version by version."""
+    while (number, version) in RAISES:
+        items, version = RAISES[number, version](items), version + 1
+    return items
+
+
+def _with_density(*places: int) -> Raise:
+    """Plans and policies had no density: the record itself, or what it holds at these places."""
+
+    def raised(items: list[Any]) -> list[Any]:
+        if not places:
+            return [*items, ALL_PPM]
+        return [[*item, ALL_PPM] if at in places and type(item) is list else item for at, item in enumerate(items)]
+
+    return raised
+
+
+def _with_identity(items: list[Any]) -> list[Any]:
+    """There were no log keys, and every client was known."""
+    return [*items, [], [True, []]]
+
+
+RAISES: dict[tuple[int, int], Raise] = {
+    (11, 1): _with_density(),
+    (12, 1): _with_density(),
+    (40, 1): _with_density(5, 6),
+    (40, 2): _with_identity,
+    (45, 1): _with_density(7),
+    (50, 1): _with_density(5),
+    (50, 2): _with_identity,
+    (51, 1): _with_density(11),
+}
+"""How the fields of a version become those of the next."""
 
 
 def _items(shape: Value, value: Value) -> list[Any]:
