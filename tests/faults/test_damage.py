@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faultkit.archive import read_topic
 from faultkit.world import GROUPS, Clients, World
 
 import refold
@@ -20,6 +19,7 @@ from refold.consumers.audit import Audit
 from refold.schemas.canonical import decode, encode
 from refold.schemas.errors import IntegrityError, NotFoundError
 from refold.schemas.events import SnapshotTaken, UpdateAccepted
+from tests.checker import read_topic
 
 MODEL = {"w": np.zeros((350, 350), "f4"), "b": np.zeros(8, "f4")}
 ROUNDS = 4

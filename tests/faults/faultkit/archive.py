@@ -5,22 +5,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
-from refold.bus.contract import Bus, Place, Record
+from refold.bus.contract import Bus, Place
 from refold.bus.topics import is_chunk
+from tests.checker import Kept, read_place, read_topic
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS records (topic, partition, offset, value, PRIMARY KEY (topic, partition, offset))"
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A record that lay, or lies, in a topic."""
-
-    partition: int
-    offset: int
-    value: bytes
 
 
 def archiver(path: Path, short: str = "updates") -> Callable[[Bus, Place, int], None]:
@@ -53,20 +44,3 @@ def all_events(bus: Bus, topic: str, path: Path | None) -> list[Kept]:
             rows = connection.execute("SELECT partition, offset, value FROM records WHERE topic = ?", (topic,)).fetchall()
         found |= {(partition, offset): value for partition, offset, value in rows}
     return [Kept(*place, value) for place, value in sorted(found.items())]
-
-
-def read_topic(bus: Bus, topic: str) -> list[Record]:
-    """Return all records that a topic holds now."""
-    places = [Place(topic, partition) for partition in range(bus.topics()[topic].partitions)]
-    return [record for place in places for record in read_place(bus, place)]
-
-
-def read_place(bus: Bus, place: Place) -> list[Record]:
-    """Return all records that a partition holds now."""
-    records: list[Record] = []
-    end = bus.end_offset(place)
-    with bus.consumer() as consumer:
-        consumer.assign([place])
-        while consumer.position(place) < end:
-            records += consumer.poll(1.0)
-    return records

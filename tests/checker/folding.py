@@ -1,0 +1,118 @@
+"""I4: the model of every round from `accepted` and `deltas` alone, with integers of this module's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from refold.schemas.codec import decode_integers, decode_raw
+from refold.schemas.digests import StateTree, parameters_nodes
+from refold.schemas.events import Genesis, RoundClosed, RoundCommitted, UpdateAccepted
+from refold.schemas.layout import Layout
+from refold.state.delta import decode_update
+from tests.checker.chain import events_of
+from tests.checker.findings import Findings, Log
+
+Arrays = list[Any]
+Members = list[tuple[int, UpdateAccepted]]
+
+
+def fold(findings: Findings, log: Log) -> None:
+    """Fold every round that was made, keep its parameters in the findings, and hold their digest against the log's.
+
+    The mean is computed here; of other optimizers' rounds the recorded step is added.
+    """
+    made = {event.round: event for event in events_of(log.rounds) if isinstance(event, RoundCommitted)}
+    updates: dict[bytes, UpdateAccepted] = {}
+    state: Arrays = []
+    genesis: Genesis | None = None
+    for event in events_of(log.accepted):
+        if isinstance(event, Genesis):
+            genesis = event
+            state = findings.states[0] = _initial(event, log.deltas)
+        elif isinstance(event, UpdateAccepted):
+            updates[event.origin.digest] = event
+        elif isinstance(event, RoundClosed) and event.round in made:
+            assert genesis is not None
+            members = [(member.weight, updates[member.digest]) for member in event.members if member.weight]
+            state = findings.states[event.round] = _next(findings, genesis, state, members, made[event.round], log)
+            _check_digest(findings, genesis, state, made[event.round])
+
+
+def _initial(genesis: Genesis, chunks: Mapping[bytes, bytes]) -> Arrays:
+    arrays = [np.zeros(tensor.size, np.int64) for tensor in genesis.schema.tensors]
+    for block, integers in decode_raw(_bytes_of(genesis.initial, chunks), Layout.of(genesis.schema)):
+        arrays[block.tensor][block.elements] = integers
+    return arrays
+
+
+def _bytes_of(payload: Any, chunks: Mapping[bytes, bytes]) -> list[bytes]:
+    return [payload.inline] if payload.inline is not None else [chunks[digest] for digest in payload.chunks]
+
+
+def _next(findings: Findings, genesis: Genesis, state: Arrays, members: Members, made: RoundCommitted, log: Log) -> Arrays:
+    if genesis.optimizer == "fedavg":
+        after = _averaged(genesis, state, members, made, log.deltas)
+        is_void = any(_leaves(tensor, array) for tensor, array in zip(genesis.schema.tensors, after, strict=True))
+        findings.demand(is_void == (made.outcome == "void"), f"round {made.round} is {made.outcome}")
+        return state if is_void else after
+    return _stepped(genesis, state, made, log.steps) if made.step is not None else state
+
+
+def _averaged(genesis: Genesis, state: Arrays, members: Members, made: RoundCommitted, chunks: Mapping[bytes, bytes]) -> Arrays:
+    """Return the parent's state plus the weighted mean of the deltas, integer tensors by their rules."""
+    schema = genesis.schema
+    total = sum(weight for weight, _ in members)
+    least = [min(column) for column in zip(*(event.exponents for _, event in members), strict=True)]
+    sums = [np.zeros(tensor.size, np.int64) for tensor in schema.tensors]
+    counters = [array.copy() for array in state]
+    for weight, event in members:
+        assert event.payload is not None
+        for block, integers in decode_update(event.codec, event.exponents, _bytes_of(event.payload, chunks), schema):
+            shift = event.exponents[block.tensor] - least[block.tensor]
+            wide = integers.astype(np.int64)
+            sums[block.tensor][block.elements] += wide * (weight << shift)
+            there = counters[block.tensor][block.elements]
+            if schema.tensors[block.tensor].rule == "sum":
+                there += wide
+            else:
+                np.maximum(there, wide, out=there)
+    lr = float(dict(genesis.optimizer_settings).get("lr", 1.0))
+    after = []
+    for index, tensor in enumerate(schema.tensors):
+        if not tensor.is_float:
+            after.append(counters[index])
+            continue
+        j = made.step_exponents[index] if made.step_exponents else 0
+        mean = sums[index].astype(np.float64) / float(total) * lr
+        after.append(state[index] + (np.rint(mean * 2.0 ** (least[index] - j)).astype(np.int64) << j))
+    return after
+
+
+def _leaves(tensor: Any, array: Any) -> bool:
+    """Whether a tensor's new values are beyond what its kind can hold."""
+    limits = np.iinfo(np.int32 if tensor.is_float else tensor.dtype)
+    most = limits.max
+    least = -most if tensor.is_float else limits.min
+    return bool(array.size) and not least <= int(array.min()) <= int(array.max()) <= most
+
+
+def _stepped(genesis: Genesis, state: Arrays, made: RoundCommitted, chunks: Mapping[bytes, bytes]) -> Arrays:
+    after = [array.copy() for array in state]
+    for block, integers in decode_integers(_bytes_of(made.step, chunks), Layout.of(genesis.schema)):
+        after[block.tensor][block.elements] += integers.astype(np.int64) << made.step_exponents[block.tensor]
+    return after
+
+
+def _check_digest(findings: Findings, genesis: Genesis, state: Arrays, made: RoundCommitted) -> None:
+    findings.demand(
+        parameters_digest(genesis.schema, state) == made.parameters_digest, f"round {made.round} is not what its members make"
+    )
+
+
+def parameters_digest(schema: Any, arrays: Arrays) -> bytes:
+    """Return the digest of parameters, as the log defines it."""
+    narrow = [a.astype(np.int32) if t.is_float else a for t, a in zip(schema.tensors, arrays, strict=True)]
+    return StateTree(parameters_nodes(schema, narrow)).parameters_digest
