@@ -17,6 +17,7 @@ import pytest
 # Child processes get the parent's sys.path, and must find what they run by its name.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from faultkit.brokers import ProxiedCluster
 from faultkit.world import World
 
 LONG = os.environ.get("REFOLD_FAULTS") == "long"
@@ -39,3 +40,17 @@ def world(tmp_path: Path) -> Iterator[World]:
     """Yield a folder for one federation; every process that it started is ended with the test."""
     with World(tmp_path) as world:
         yield world
+
+
+@pytest.fixture(scope="session")
+def proxied_cluster(kafka_is_available: None, seed: int) -> Iterator[ProxiedCluster]:
+    """Yield three brokers behind fault proxies that all fault tests of the run share."""
+    with ProxiedCluster(seed) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def proxied(proxied_cluster: ProxiedCluster) -> Iterator[ProxiedCluster]:
+    """Yield the brokers behind fault proxies; what a test did to them is mended for the next."""
+    yield proxied_cluster
+    proxied_cluster.restore()

@@ -35,10 +35,19 @@ def small_model(size: int = 40) -> dict[str, Any]:
 
 
 class World:
-    """A federation's folder and processes. Use as a context manager: it ends every process it started."""
+    """A federation's folder and processes. Use as a context manager: it ends every process it started.
 
-    def __init__(self, folder: Path, bus: str = "") -> None:
+    Parameters
+    ----------
+    bus
+        The bus's URL with the federation's name; a file in the folder if "".
+    observer
+        The URL by which the test itself looks at the bus, where faults on the way to `bus` must not blind it.
+    """
+
+    def __init__(self, folder: Path, bus: str = "", observer: str = "") -> None:
         self.place = Place(folder, bus)
+        self._observer = observer
         self.children: list[Child] = []
         self.clients: list[str] = []
         self.client_errors: list[BaseException] = []
@@ -62,6 +71,9 @@ class World:
         self.clients = [f"c{number}" for number in range(clients)]
         for name in self.clients:
             self.federation.enroll(name, SigningKey.load_or_create(self.place.key(name)).public)
+        if self._observer:
+            self.federation.close()
+            self.federation = refold.connect(self._observer, keys=self.place.keys)
         return self.federation
 
     @property
@@ -100,6 +112,10 @@ class World:
         """Return the ends of the processes' logs."""
         return "\n".join(path.read_text()[-6000:] for path in sorted(self.place.folder.glob("*.log")))
 
+    def tracebacks(self) -> list[str]:
+        """Return which processes' logs hold a traceback: an error that nobody had a word for."""
+        return [path.name for path in sorted(self.place.folder.glob("*.log")) if "Traceback" in path.read_text()]
+
     def wait_for_round(self, round_: int, *, timeout_s: float = 60.0) -> float:
         """Wait until a round is made, starting again what was killed; return how long it took."""
         with self.following() as lineage:
@@ -132,6 +148,7 @@ class World:
 
     def assert_sound(self) -> Findings:
         """Assert that all invariants hold, by this checker and by Refold's own, and that replay gives what the log says."""
+        assert not self.tracebacks(), self.tracebacks()
         findings = self.check()
         assert not findings.violations, "\n".join([*findings.violations, self.logs()])
         assert findings.settled, findings
