@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refold.detection import Cohort, Detection, DetectionConfig, Verdict
     from refold.federation import Federation, connect
     from refold.founding import create
     from refold.plan import Plan
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Cohort": "refold.detection",
+    "Detection": "refold.detection",
+    "DetectionConfig": "refold.detection",
+    "Verdict": "refold.detection",
     "Federation": "refold.federation",
     "connect": "refold.federation",
     "create": "refold.founding",
@@ -44,6 +49,9 @@ _PLACES = {
 }
 
 __all__ = [
+    "Cohort",
+    "Detection",
+    "DetectionConfig",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
@@ -56,6 +64,7 @@ __all__ = [
     "Schedule",
     "SigningKey",
     "SnapshotPolicy",
+    "Verdict",
     "connect",
     "create",
 ]

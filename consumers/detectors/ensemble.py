@@ -23,6 +23,12 @@ class Opinion:
     reasons: tuple[str, ...]
     scores: tuple[Score, ...]
 
+    @property
+    def score(self) -> float:
+        """From 0 to 1, higher is worse: r / (1 + r), where r is the largest share that a value has of its threshold."""
+        share = max((score.value / max(score.threshold, 1e-9) for score in self.scores), default=0.0)
+        return float(max(share, 0.0) / (1 + max(share, 0.0)))
+
 
 class Ensemble:
     """Several detectors as one.

@@ -1,0 +1,210 @@
+"""`Detection`: anomaly detection without a bus, on whole deltas; the same features and detectors as the group of that name."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refold.consumers.detectors import Cohort as FeatureCohort
+from refold.consumers.detectors import Ensemble, Opinion
+from refold.consumers.features import FeatureExtractor, Features
+from refold.schemas.errors import UsageError
+from refold.schemas.layout import Layout
+from refold.schemas.model import ModelSchema, TensorSchema
+from refold.state.tensors import schema_of, to_numpy
+
+REMEMBERED = 20_000
+"""Judgements that are remembered, as by the group."""
+
+Tensors = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionConfig:
+    """How `Detection` judges.
+
+    Parameters
+    ----------
+    max_staleness
+        How many rounds an update's base may lie behind, where a cohort says.
+    secret
+        32 bytes that draw the sketch's signs and coordinates. Set your own where attackers may know the default.
+    """
+
+    max_staleness: int = 0
+    secret: bytes = bytes(32)
+
+    def __post_init__(self) -> None:
+        if self.max_staleness < 0 or len(self.secret) != 32:
+            raise UsageError("max_staleness is below 0, or secret is not 32 bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """One round's updates, one a client, all in one order.
+
+    Parameters
+    ----------
+    round
+        The round that they make, from 1.
+    deltas
+        What training changed: float32 of shape (clients, parameters), or for each client a mapping of arrays.
+    num_examples
+        What each was trained on, as the clients say.
+    base_rounds
+        The round of the model that each was trained from; ``round − 1`` where nobody lags.
+    digests
+        Digest of the model that each was trained from, in any form that compares.
+    metrics
+        What each client reports, such as ``{"loss": 0.3}``.
+    """
+
+    round: int
+    client_ids: Sequence[str]
+    deltas: npt.NDArray[np.float32] | Sequence[Tensors]
+    num_examples: Sequence[int]
+    base_rounds: Sequence[int] | None = None
+    digests: Sequence[object] | None = None
+    metrics: Sequence[Mapping[str, float]] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.client_ids)
+        if len(set(self.client_ids)) != count:
+            raise UsageError("a client is in the cohort twice", hint="give one update a client")
+        for name in ("deltas", "num_examples", "base_rounds", "digests", "metrics"):
+            given = getattr(self, name)
+            if given is not None and len(given) != count:
+                raise UsageError(f"{name} has {len(given)} entries for {count} clients")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to become of an update.
+
+    Parameters
+    ----------
+    score
+        From 0 to 1, higher is worse; above 0.5 some detector found it anomalous.
+    reasons
+        Reason codes, none where it is accepted.
+    """
+
+    accepted: bool
+    score: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Detection:
+    """Judges one federation's cohorts, round after round, and remembers what it found.
+
+    Not told how many clients are bad, and given no data of its own. The same cohorts in the same order get the same verdicts.
+
+    Parameters
+    ----------
+    config
+        The default, if None.
+    """
+
+    config: DetectionConfig | None = None
+    _ensemble: Ensemble = field(default_factory=Ensemble, init=False)
+    _extractor: _Extractor | None = field(default=None, init=False)
+    _past: deque[tuple[str, Opinion]] = field(default_factory=lambda: deque(maxlen=REMEMBERED), init=False)
+
+    def judge(self, cohort: Cohort) -> list[Verdict]:
+        """Return a verdict of each update, in the cohort's order.
+
+        Raises
+        ------
+        UsageError
+            Deltas of other names, shapes or dtypes than the first cohort's.
+        """
+        config = self.config or DetectionConfig()
+        if self._extractor is None and len(cohort.client_ids):
+            self._extractor = _Extractor.of(cohort.deltas[0], config.secret)
+        features = [self._extractor.features(delta) for delta in cohort.deltas] if self._extractor else []
+        verdicts = [_refusal(cohort, index, found, config) for index, found in enumerate(features)]
+        candidates = [index for index, verdict in enumerate(verdicts) if verdict is None]
+        opinions = self._ensemble.judge(
+            FeatureCohort(
+                cohort.round,
+                tuple(cohort.client_ids[index] for index in candidates),
+                tuple(found for index in candidates if isinstance(found := features[index], Features)),
+                self._history(),
+            )
+        )
+        for index, opinion in zip(candidates, opinions, strict=True):
+            self._past.append((cohort.client_ids[index], opinion))
+            verdicts[index] = Verdict(not opinion.reasons, opinion.score, opinion.reasons)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _history(self) -> dict[str, dict[str, list[float]]]:
+        past: dict[str, dict[str, list[float]]] = {}
+        for client, opinion in self._past:
+            values = past.setdefault(client, {})
+            for score in opinion.scores:
+                values.setdefault(score.detector, []).append(score.value)
+        return past
+
+
+@dataclass(frozen=True, slots=True)
+class _Extractor:
+    """From a delta to its features, or to the reason code that says why it has none."""
+
+    schema: ModelSchema
+    layout: Layout
+    extractor: FeatureExtractor
+
+    @classmethod
+    def of(cls, delta: Any, secret: bytes) -> _Extractor:
+        """Return the extractor for deltas like this one, whose values do not matter."""
+        if isinstance(delta, Mapping):
+            schema = schema_of({name: np.zeros_like(array) for name, array in to_numpy(delta).items()})
+        else:
+            schema = ModelSchema((TensorSchema("delta", "float32", (len(delta),), 0, "mean"),))
+        return cls(schema, Layout.of(schema), FeatureExtractor(schema, secret))
+
+    def features(self, delta: Any) -> Features | str:
+        """Return what the detectors see of a delta."""
+        arrays = self._arrays(delta)
+        if not all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f"):
+            return "not-finite"
+        found = self.extractor.start()
+        for block in self.layout:
+            if self.schema.tensors[block.tensor].is_float:
+                found.add(block, arrays[block.tensor].ravel()[block.elements].astype(np.float64), 1.0)
+        return "zero-update" if found.is_zero else found.finish()
+
+    def _arrays(self, delta: Any) -> list[npt.NDArray[Any]]:
+        if isinstance(delta, Mapping):
+            return list(to_numpy(delta, self.schema).values())
+        array = np.asarray(delta, dtype=np.float32)
+        if array.shape != self.schema.tensors[0].shape:
+            raise UsageError(f"a delta of shape {array.shape}, the first had {self.schema.tensors[0].shape}")
+        return [array]
+
+
+def _refusal(cohort: Cohort, index: int, features: Features | str, config: DetectionConfig) -> Verdict | None:
+    """Return the verdict that needs no cohort, or None."""
+    reason = features if isinstance(features, str) else _wrong_base(cohort, index, config)
+    return Verdict(False, 1.0, (reason,)) if reason else None
+
+
+def _wrong_base(cohort: Cohort, index: int, config: DetectionConfig) -> str:
+    base = cohort.base_rounds[index] if cohort.base_rounds is not None else cohort.round - 1
+    if base >= cohort.round:
+        return "future-base"
+    if base < cohort.round - 1 - config.max_staleness:
+        return "stale"
+    if cohort.digests is None:
+        return ""
+    bases = cohort.base_rounds if cohort.base_rounds is not None else [base] * len(cohort.client_ids)
+    same = [digest for digest, other in zip(cohort.digests, bases, strict=True) if other == base]
+    digest, count = Counter(same).most_common(1)[0]
+    # Without a majority nobody can say whose model is the right one.
+    return "wrong-base" if 2 * count > len(same) and cohort.digests[index] != digest else ""
