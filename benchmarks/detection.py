@@ -1,0 +1,250 @@
+"""Who is found and who is wrongly refused: real federated training, the attacks of the literature, and peers beside Refold.
+
+Two parts. *Open*: the model moves by honest updates alone, so that every judge sees the same rounds (`_federation.py` trains
+them once and keeps them in ``--cache``). *Closed* (``--closed``): what is let in moves the model; its final accuracy and how
+well a backdoor works in it are what counts.
+
+Seeds are of two kinds: those by which anything was chosen (``--split development``), and those that were run once, after the
+configuration was frozen (``--split held-out``: other seeds, data and models, and attacks that took no part in any choice).
+
+    python benchmarks/detection.py [--quick] [--closed] [--split development] [--judges refold,signguard] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+from _attacks import ATTACKS, HELD_OUT, scene_of
+from _closed import final_of
+from _federation import Course, Setting, course_of
+from _own import OWN
+from _peers import PEERS, Judge, Round
+
+ALPHAS = (None, 0.5, 0.1)
+CROWDS = ((20, 1.0), (50, 0.3))
+JUDGES: dict[str, Any] = OWN | PEERS
+FIRST_STALE = 3
+"""Before this round there is nothing two rounds old to send."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What is run."""
+
+    settings: tuple[Setting, ...]
+    attacks: tuple[str, ...]
+
+
+def grid(options: argparse.Namespace) -> Grid:
+    """Return the settings and attacks that the options ask for."""
+    held_out = options.split == "held-out"
+    seeds = range(1001 if held_out else 1, (1001 if held_out else 1) + options.seeds)
+    kinds = (
+        [("digits", "mlp"), ("cancer", "mlp"), ("digits", "cnn")] if held_out else [("digits", "mlp"), ("digits", "softmax")]
+    )
+    fractions = (0.0, 0.2) if options.quick else (0.0, 0.1, 0.2, 0.3, 0.4)
+    rounds = 8 if options.quick else 20
+    settings = tuple(
+        Setting(data, model, clients, share, alpha, bad, seed, rounds)
+        for seed in seeds
+        for data, model in (kinds[:1] if options.quick else kinds)
+        for clients, share in (CROWDS[:1] if options.quick else CROWDS)
+        for alpha in ALPHAS
+        for bad in fractions
+    )
+    quick = ("sign-flip", "label-flip", "alie-jittered", "scale-x10")
+    chosen = options.attacks.split(",") if options.attacks else quick if options.quick else ATTACKS
+    return Grid(settings, tuple(name for name in chosen if held_out or name not in HELD_OUT))
+
+
+@dataclass
+class Results:
+    """What one judge said in one cell: a setting without seed and share of bad ones, and an attack."""
+
+    scores: list[float] = field(default_factory=list)
+    bad: list[bool] = field(default_factory=list)
+    refused: list[bool] = field(default_factory=list)
+    rounds_to_find: list[int] = field(default_factory=list)
+    rounds_held: list[int] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Return the figures."""
+        scores, bad, refused = np.array(self.scores), np.array(self.bad, bool), np.array(self.refused, bool)
+        low, high = wilson(int(refused[~bad].sum()), int((~bad).sum()))
+        found = {"honest": int((~bad).sum()), "false": float(refused[~bad].mean()), "false_low": low, "false_high": high}
+        if bad.any():
+            found |= {"sent": int(bad.sum()), "recall": float(refused[bad].mean()), "auc": auc(scores[bad], scores[~bad])}
+            found["recall_at_1"] = float((scores[bad] > np.quantile(scores[~bad], 0.99)).mean())
+            found["rounds_median"] = float(np.median(self.rounds_to_find))
+            found["rounds_p95"] = float(np.quantile(self.rounds_to_find, 0.95, method="higher"))
+        found["longest_held"] = max(self.rounds_held, default=0)
+        return found
+
+
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share. Source: Wilson, Probable inference, 1927."""
+    z, share = 1.96, count / max(of, 1)
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z * np.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of)
+    return float(max(middle - half, 0)), float(middle + half)
+
+
+def auc(bad: Any, good: Any) -> float:
+    """Return the probability that a bad one's score exceeds a good one's, ties counting half."""
+    ordered = np.sort(good)
+    below, upto = np.searchsorted(ordered, bad, "left"), np.searchsorted(ordered, bad, "right")
+    return float((below + upto).mean() / (2 * len(good)))
+
+
+def rounds_of(course: Course, attack: str) -> Iterator[Round]:
+    """Yield what the server has in hand, round by round."""
+    for at in range(course.setting.rounds):
+        who = course.taking[at]
+        bad = course.bad[who]
+        deltas = course.honest[at].copy()
+        if attack and bad.any():
+            deltas[bad] = ATTACKS[attack](scene_of(course, at, course.setting.seed))
+        yield Round(
+            at + 1,
+            who,
+            deltas,
+            course.examples[who],
+            course.losses[at],
+            course.root[at],
+            course.shapes,
+            int(bad.sum()) if attack else 0,
+            course.setting.seed,
+        )
+
+
+def run(course: Course, attack: str, judge: Judge, results: Results) -> None:
+    """Judge one federation from its first round to its last."""
+    found: dict[int, int] = {}
+    last, held = {}, defaultdict(int)
+    for given in rounds_of(course, attack):
+        refused, scores = judge.judge(given)
+        if attack == "stale" and given.round < FIRST_STALE:
+            continue
+        bad = course.bad[given.clients] if attack else np.zeros(len(refused), bool)
+        results.scores += scores.tolist()
+        results.bad += bad.tolist()
+        results.refused += refused.tolist()
+        for client, is_bad, is_refused in zip(given.clients.tolist(), bad, refused, strict=True):
+            last[client] = last.get(client, 0) + 1
+            if is_bad and is_refused:
+                found.setdefault(client, last[client])
+            if not is_bad:
+                held[client] = held[client] + 1 if is_refused else 0
+                results.rounds_held.append(held[client])
+    if attack:
+        never = course.setting.rounds + 1
+        results.rounds_to_find += [found.get(c, never) for c in np.flatnonzero(course.bad).tolist() if c in last]
+
+
+def measure(work: Grid, judges: Iterable[str], cache: Path) -> dict[tuple[str, str, str], Results]:
+    """Return results by judge, cell and attack ("" for none)."""
+    results: dict[tuple[str, str, str], Results] = defaultdict(Results)
+    for setting in work.settings:
+        course = course_of(setting, cache)
+        cell = replace(setting, bad=0.0).name.removesuffix("-bad0")
+        for attack in work.attacks if setting.bad else ("",):
+            for name in judges:
+                run(course, attack, JUDGES[name](), results[name, cell, attack])
+    return results
+
+
+def summary(results: dict[tuple[str, str, str], Results], judges: Iterable[str]) -> list[dict[str, Any]]:
+    """Return one row a judge, cell and attack, the whole of each judge besides."""
+    rows = [{"judge": j, "cell": c, "attack": a or "none"} | found.row() for (j, c, a), found in results.items()]
+    for judge in judges:
+        mine = [row for row in rows if row["judge"] == judge and row["attack"] != "none"]
+        keys = ("recall", "false", "auc", "recall_at_1")
+        if mine:
+            rows.append(
+                {"judge": judge, "cell": "all", "attack": "all"} | {k: float(np.mean([r[k] for r in mine])) for k in keys}
+            )
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    print(f"{'judge':<14}{'cell':<30}{'attack':<20}{'recall':>8}{'false':>8}{'  95 %':<15}", end="")
+    print(f"{'auc':>7}{'r@1%':>7}{'rounds':>9}{'held':>5}")
+    for row in rows:
+        interval = f"  {row['false_low']:.2%}–{row['false_high']:.2%}" if "false_low" in row else ""
+        values = [f"{row[k]:>{w}.3f}" if k in row else " " * w for k, w in (("auc", 7), ("recall_at_1", 7))]
+        recall = f"{row['recall']:>8.3f}" if "recall" in row else " " * 8
+        rounds = f"{row['rounds_median']:>5.0f}/{row['rounds_p95']:.0f}" if "rounds_median" in row else ""
+        print(
+            f"{row['judge']:<14}{row['cell']:<30}{row['attack']:<20}{recall}{row['false']:>8.2%}{interval:<15}"
+            f"{values[0]}{values[1]}{rounds:>9}{row.get('longest_held', ''):>5}"
+        )
+
+
+def closed(options: argparse.Namespace, judges: list[str]) -> list[dict[str, Any]]:
+    """Return the final accuracy and the backdoor's success, by judge and attack, beside a federation without bad ones."""
+    rows = []
+    seeds = range(1001 if options.split == "held-out" else 1, (1001 if options.split == "held-out" else 1) + options.seeds)
+    attacks = (
+        options.attacks.split(",") if options.attacks else ["sign-flip", "label-flip", "alie", "ipm", "min-max", "backdoor"]
+    )
+    for alpha in ALPHAS:
+        for bad in (0.2,) if options.quick else (0.2, 0.4):
+            for attack in attacks:
+                for judge in ["none", *judges]:
+                    ends = []
+                    for seed in seeds:
+                        setting = Setting(alpha=alpha, bad=bad, seed=seed, rounds=8 if options.quick else 20)
+                        clean = final_of(replace(setting, bad=0.0), "", None)
+                        end = final_of(setting, attack, None if judge == "none" else JUDGES[judge]())
+                        ends.append((clean[0], clean[1], end[0], end[1]))
+                    mean = np.mean(ends, axis=0)
+                    row = {"judge": judge, "alpha": alpha, "bad": bad, "attack": attack}
+                    row |= dict(zip(("clean", "clean_backdoor", "accuracy", "backdoor"), map(float, mean), strict=True))
+                    rows.append(row | {"lost_points": 100 * (row["clean"] - row["accuracy"])})
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one setting of each kind, in a minute")
+    parser.add_argument("--closed", action="store_true")
+    parser.add_argument("--split", choices=("development", "held-out"), default="development")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--judges", default="", help=f"of {', '.join(JUDGES)}")
+    parser.add_argument("--attacks", default="", help=f"of {', '.join(ATTACKS)}")
+    parser.add_argument("--cache", type=Path, default=Path("build/courses"))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    judges = options.judges.split(",") if options.judges else list(JUDGES)
+    started_s = time.monotonic()
+    if options.closed:
+        rows = closed(options, judges)
+        for row in rows if not options.json else ():
+            print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+    else:
+        rows = summary(measure(grid(options), judges, options.cache), judges)
+        if not options.json:
+            show(rows)
+    if options.json:
+        print(
+            json.dumps({"split": options.split, "seeds": options.seeds, "seconds": time.monotonic() - started_s, "rows": rows})
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
