@@ -17,9 +17,11 @@ from refold.producers.coding import Coded, code
 from refold.producers.heartbeat import HeartbeatThread
 from refold.producers.history import History
 from refold.producers.outbox import Outbox, Parcel
+from refold.producers.privacy import Privacy, PrivateUpdates
 from refold.producers.publisher import Publisher
 from refold.producers.residual import Residual
 from refold.producers.residual_file import Amount
+from refold.producers.spending import SpendingFile
 from refold.producers.task import Receipt, Task
 from refold.schemas.canonical import Scalar, decode
 from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError
@@ -52,6 +54,8 @@ class Client:
         Signs everything; its public half must be enrolled under this client's name.
     properties
         Told with every heartbeat.
+    privacy
+        Clips every change and adds noise to it; see `refold.producers.privacy`. `self.privacy` then says what is spent.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Client:
         *,
         properties: Mapping[str, Scalar] | None = None,
         open_timeout_s: float = 60.0,
+        privacy: Privacy | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.name = name
@@ -75,7 +80,10 @@ class Client:
         self._open_timeout_s = open_timeout_s
         self._clock = clock or SystemClock()
         self._receipts: OrderedDict[bytes, str] = OrderedDict()
-        self._residual = Residual(outbox.folder, topics.federation, name)
+        self.privacy = (
+            None if privacy is None else PrivateUpdates(privacy, SpendingFile(outbox.folder, topics.federation, name))
+        )
+        self._residual = Residual(outbox.folder, topics.federation, name, private=privacy is not None)
         self._history = History(bus, topics, on_receipt=self._take_receipt, on_round=self._residual.take_round)
         self._publisher = Publisher(bus, topics, name, key, outbox, self._clock)
         self._heartbeat: HeartbeatThread | None = None
@@ -138,15 +146,18 @@ class Client:
                 log.warning("the bus does not answer, trying on: %s", error)
                 self._wait_for_news()
                 continue
+            if asked == TRAIN and self.privacy is not None and not self.privacy.has_room():
+                self._decline(task, "the privacy budget is spent")
+                continue
             self._doing("evaluating" if asked == EVALUATE else "training")
             yield task
             if not task.answered:
-                self._decline(task)
+                self._decline(task, "no answer")
 
-    def _decline(self, task: Task) -> None:
+    def _decline(self, task: Task, why: str) -> None:
         """Say that a task was left; where there is no room to say so, it is asked again later."""
         try:
-            task.decline("no answer")
+            task.decline(why)
         except StorageFullError as error:
             log.warning("round %d is asked again later: %s", task.round, error)
             self._wait_for_news()
@@ -231,12 +242,14 @@ class Client:
         Raises
         ------
         UsageError
-            The tensors are not the model's.
+            The tensors are not the model's, or the privacy budget is spent.
         InvalidRecord
             ``not-finite`` or ``out-of-range``.
         StorageFullError
-            There is no room to bring the residual to where the log says it is.
+            There is no room to bring the residual to where the log says it is, or to write down what is released.
         """
+        if self.privacy is not None:
+            local = self.privacy.noised(task.state, local)
         if task.plan.codec != TOPK:
             return code(task.state, local, task.plan)
         self._settle_residual()

@@ -135,6 +135,11 @@ class Outbox:
         return {bytes.fromhex(path.stem) for path, _ in self._files()}
 
 
+def owner_of(federation: str, client: str) -> bytes:
+    """Return the 16 bytes that name a client in the files beside its updates, for a folder that several share."""
+    return blake3.blake3(f"{federation}\0{client}".encode()).digest(length=16)
+
+
 def _pack(parcel: Parcel) -> bytes:
     lengths = [len(chunk) for chunk in parcel.chunks]
     head = MAGIC + struct.pack(f"<{2 + len(lengths)}Q", len(parcel.manifest), len(lengths), *lengths)

@@ -37,10 +37,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-import blake3
 import numpy as np
 
 from refold.producers.lineage import Lineage
+from refold.producers.outbox import owner_of
 from refold.producers.residual_file import Amount, Basis, read_amount, read_basis, sync_folder, write_amount
 from refold.schemas.errors import ConfigurationError
 from refold.schemas.events import Receipt, RoundCommitted
@@ -62,12 +62,14 @@ class Residual:
     ----------
     folder
         The outbox's. Other clients may have theirs in it.
+    private
+        The client adds noise to what it sends: nothing that was left out before it did may come after it.
     """
 
-    def __init__(self, folder: str | Path, federation: str, client: str) -> None:
+    def __init__(self, folder: str | Path, federation: str, client: str, *, private: bool = False) -> None:
         self._folder = Path(folder)
         self._client = client
-        self._owner = blake3.blake3(f"{federation}\0{client}".encode()).digest(length=16)
+        self._owner = owner_of(federation, f"{client}\0private" if private else client)
         self._path = self._folder / f"{self._owner.hex()}.residual"
         self._outcomes: dict[bytes, str] = {}
         self._joined: dict[bytes, tuple[int, bool]] = {}
@@ -169,6 +171,8 @@ class Residual:
         except ConfigurationError as error:
             self._forget(error)
             return
+        if basis.owner != self._owner:
+            return  # Made before this client added noise, or while it did.
         if held is not None and _rests(held[0], lineage, round_):
             for unsent, rest in zip(amount, held[1], strict=True):
                 unsent += rest

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from refold.federation import Federation, connect
     from refold.founding import create
     from refold.plan import Plan
+    from refold.producers.privacy import Privacy
     from refold.schemas.errors import RefoldError
     from refold.schemas.events import SnapshotPolicy
     from refold.schemas.keys import SigningKey
@@ -36,6 +37,7 @@ _PLACES = {
     "connect": "refold.federation",
     "create": "refold.founding",
     "Plan": "refold.plan",
+    "Privacy": "refold.producers.privacy",
     "RefoldError": "refold.schemas.errors",
     "SnapshotPolicy": "refold.schemas.events",
     "SigningKey": "refold.schemas.keys",
@@ -60,6 +62,7 @@ __all__ = [
     "Federation",
     "ModelState",
     "Plan",
+    "Privacy",
     "RefoldError",
     "Schedule",
     "SigningKey",

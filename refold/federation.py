@@ -26,6 +26,7 @@ from refold.keyring import Keyring, key_folder
 from refold.producers.client import Client
 from refold.producers.history import History
 from refold.producers.outbox import Outbox
+from refold.producers.privacy import Privacy
 from refold.schemas.canonical import Scalar
 from refold.schemas.checks import EndFederation, EnrolClient
 from refold.schemas.errors import NotFoundError, UsageError
@@ -96,6 +97,7 @@ class Federation:
         properties: Mapping[str, Scalar] | None = None,
         outbox: str | Path | None = None,
         open_timeout_s: float = 60.0,
+        privacy: Privacy | None = None,
     ) -> Client:
         """Return a client; use it as a context manager.
 
@@ -105,6 +107,8 @@ class Federation:
             Its private key, or the PEM file that holds it.
         outbox
             Folder for what is not acknowledged yet; beside the key file if not given.
+        privacy
+            Clip what is sent and add noise to it; what is spent is kept in the outbox's folder.
         """
         signing = key if isinstance(key, SigningKey) else SigningKey.load(key)
         if outbox is None:
@@ -119,6 +123,7 @@ class Federation:
             Outbox(outbox),
             properties=properties,
             open_timeout_s=open_timeout_s,
+            privacy=privacy,
         )
 
     def enroll(self, name: str, public_key: bytes) -> bytes:

@@ -16,6 +16,7 @@ from refold.cli.init import pairs
 from refold.cli.options import Common, common
 from refold.cli.output import note
 from refold.producers.client import Client
+from refold.producers.privacy import Privacy
 from refold.producers.task import Receipt, Task
 from refold.schemas.errors import UsageError
 
@@ -32,10 +33,12 @@ RETURNS = "submit on the task, or return (state, num_examples) or (state, num_ex
 )
 @click.option("--property", "properties", metavar="NAME=VALUE", multiple=True, help="Told with every heartbeat.")
 @click.option("--outbox", metavar="DIR", help="What is not acknowledged yet.  [beside the key]")
+@click.option("--clip-norm", type=float, help="Clip every change to this length, and add noise. Needs --noise-multiplier.")
+@click.option("--noise-multiplier", type=float, help="Deviation of the noise on every parameter, in clips.")
+@click.option("--privacy-delta", type=float, default=1e-5, show_default=True, help="δ of the privacy guarantee.")
+@click.option("--privacy-epsilon", type=float, help="ε that may be spent; beyond it rounds are declined.  [no limit]")
 @click.option("--open-timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for the federation to open.")
-def client(
-    common: Common, name: str, key: str, train: str, properties: tuple[str, ...], outbox: str | None, open_timeout: float
-) -> None:
+def client(common: Common, name: str, key: str, train: str, properties: tuple[str, ...], **chosen: Any) -> None:
     """Run the client NAME until the federation ends.
 
     The function is called with each task. It either submits on the task itself, or returns (state, num_examples, metrics); of
@@ -45,9 +48,27 @@ def client(
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
     with common.federation() as federation:
-        opened = federation.client(name, key=key, properties=pairs(properties), outbox=outbox, open_timeout_s=open_timeout)
+        opened = federation.client(
+            name,
+            key=key,
+            properties=pairs(properties),
+            outbox=chosen["outbox"],
+            open_timeout_s=chosen["open_timeout"],
+            privacy=_privacy(chosen),
+        )
         with opened as member:
             _work(member, function)
+            if member.privacy is not None:
+                note(f"privacy: ε {member.privacy.epsilon():.3g} spent at δ {member.privacy.setting.delta:g}")
+
+
+def _privacy(chosen: dict[str, Any]) -> Privacy | None:
+    clip_norm, noise_multiplier = chosen["clip_norm"], chosen["noise_multiplier"]
+    if (clip_norm is None) != (noise_multiplier is None):
+        raise UsageError("--clip-norm and --noise-multiplier go together")
+    if clip_norm is None:
+        return None
+    return Privacy(clip_norm, noise_multiplier, chosen["privacy_delta"], chosen["privacy_epsilon"])
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("refold.cli.serve", "Run the server: all groups, or those named."),
     "client": ("refold.cli.client", "Run a client that trains with your function."),
     "enroll": ("refold.cli.enroll", "Let a key speak for a client."),
+    "privacy": ("refold.cli.privacy", "Say what a client has spent of its privacy."),
     "log": ("refold.cli.log", "Print the events of a log."),
     "show": ("refold.cli.show", "Explain a round, an update or a client."),
     "rebuild": ("refold.cli.rebuild", "Rebuild a round's model from the log."),

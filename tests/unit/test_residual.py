@@ -224,6 +224,16 @@ def test_two_clients_in_one_folder_have_a_residual_each(world: World) -> None:
     assert other.awaits(digest_of(7))
 
 
+def test_what_was_left_out_before_noise_was_added_never_comes_after_it(world: World) -> None:
+    world.applied(1, 10)
+    world.submit(2, 7)
+    world.residual = Residual(world.folder, "toy", "ann", private=True)
+    assert world.values() is None
+    world.commit(2)
+    world.tell(2)
+    assert world.values() is None
+
+
 def test_what_a_crash_left_of_an_update_that_was_never_kept_goes_once_its_round_is_over(world: World) -> None:
     world.submit(1, 10)
     world.submit(2, 11)
