@@ -142,7 +142,8 @@ def test_a_flapping_network_is_away_and_there_in_turns_until_it_heals(proxy: Fau
 def gets_through(proxy: FaultProxy) -> bool:
     try:
         with connect(proxy) as link:
-            return echoed(link, b"x") == b"x"
+            link.sendall(b"x")
+            return link.recv(1) == b"x"
     except OSError:
         return False
 
@@ -162,7 +163,8 @@ def test_flips_change_single_bits_behind_what_is_spared(proxy: FaultProxy) -> No
 def test_nobody_behind_it_is_a_refusal(proxy: FaultProxy) -> None:
     with socket.create_server((HOST, 0)) as unused:
         port = unused.getsockname()[1]
-    with FaultProxy(port) as nowhere, connect(nowhere) as link:
-        with pytest.raises(ConnectionResetError):
+    with FaultProxy(port) as nowhere:
+        # The reset may come before the connection is even made here.
+        with pytest.raises(ConnectionError), connect(nowhere) as link:
             link.recv(1)
         eventually(lambda: nowhere.carried.refused == 1)
