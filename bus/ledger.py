@@ -46,12 +46,15 @@ class Entry:
         The commit's hash, the chain's head after it.
     offset
         The commit's offset in the topic.
+    encoded
+        The events' bytes as they were written.
     """
 
     commit: Commit
     hash: bytes
     offset: int
     events: tuple[Any, ...]
+    encoded: tuple[bytes, ...] = ()
 
     def indexed(self) -> Iterator[tuple[int, Any]]:
         """Yield each event with its index in the log."""
@@ -125,7 +128,8 @@ class LedgerReader:
         if commit is None:
             return None
         try:
-            events: tuple[Any, ...] = tuple(decode(event) for event in self._event_bytes(commit))
+            encoded = self._event_bytes(commit)
+            events: tuple[Any, ...] = tuple(decode(event) for event in encoded)
         except (IntegrityError, BusError):
             self.chain = before
             raise
@@ -138,7 +142,7 @@ class LedgerReader:
                 hint="a newer Refold wrote it; upgrade this one",
             ) from error
         self._window.clear()
-        return Entry(commit, commit_hash(data), record.offset, events)
+        return Entry(commit, commit_hash(data), record.offset, events, encoded)
 
     def _remember(self, data: bytes) -> None:
         self._window[chunk_digest(data)] = data

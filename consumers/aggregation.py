@@ -4,8 +4,8 @@ For each commit of `accepted` that `rounds` does not cover yet, in order:
 
 1. Members' deltas are summed and the step is computed, in memory.
 2. The step's chunks are acknowledged in `steps`. A crash after this leaves chunks that no event names.
-3. One commit of `rounds` is appended and read back: the round, the receipts, and the head of `accepted` that they cover. A
-   crash before it is taken: the successor computes the same step from the same log.
+3. One commit of `rounds` is appended and read back: the round, the receipts, the head of `accepted` that they cover, and a
+   signed checkpoint of it. A crash before it is taken: the successor computes the same step and tree from the same log.
 4. Only now is the round made, and only now does a client hear of its receipt (invariant I3).
 """
 
@@ -19,10 +19,11 @@ from refold.bus.payloads import PayloadReader, send_payload
 from refold.bus.topics import Topics
 from refold.consumers.accepted import OpenUpdates, aggregate
 from refold.consumers.alerts import Alerts
+from refold.consumers.checkpoints import LogSigner
 from refold.consumers.standby import Standby
 from refold.producers.history import History
 from refold.schemas.commits import Position
-from refold.schemas.errors import IntegrityError, PlaceTakenError
+from refold.schemas.errors import ConfigurationError, IntegrityError, PlaceTakenError
 from refold.schemas.events import (
     FederationEnded,
     FederationOpened,
@@ -34,6 +35,7 @@ from refold.schemas.events import (
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.keys import SigningKey
 from refold.schemas.payload import Payload
 from refold.schemas.reasons import REASONS
 from refold.state.model_state import ModelState
@@ -45,25 +47,45 @@ MAX_RECEIPTS = 2048
 
 
 class Aggregation(Standby):
-    """One member of the group."""
+    """One member of the group.
+
+    Parameters
+    ----------
+    log_key
+        Signs checkpoints; None only where genesis names no log keys.
+    """
 
     name = "aggregation"
 
-    def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, *, member: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        genesis: Genesis,
+        *,
+        member: str,
+        clock: Clock,
+        log_key: SigningKey | None = None,
+    ) -> None:
+        if genesis.log_keys and (log_key is None or log_key.public not in genesis.log_keys):
+            raise ConfigurationError("not a log key of this federation", hint="serve with the secret that `refold init` made")
         super().__init__(
             bus,
             group=f"{topics.federation}.aggregation",
             topic=topics.accepted,
             member=member,
-            start=lambda bus: _Active(bus, topics, genesis, member, clock),
+            start=lambda bus: _Active(bus, topics, genesis, member, clock, log_key),
         )
 
 
 class _Active:
     """The member that holds the place."""
 
-    def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, member: str, clock: Clock) -> None:
+    def __init__(
+        self, bus: Bus, topics: Topics, genesis: Genesis, member: str, clock: Clock, log_key: SigningKey | None
+    ) -> None:
         self._bus = bus
+        self._clock = clock
         self._topics = topics
         self._genesis = genesis
         self._history = History(bus, topics, genesis=genesis)
@@ -78,10 +100,14 @@ class _Active:
         self._alerts = Alerts(bus, topics, clock)
         self._open = OpenUpdates()
         self._state: ModelState | None = None
+        last = self._history.lineage.checkpoint
+        self._signer = LogSigner(topics.federation, log_key, last) if log_key and genesis.log_keys else None
 
     def turn(self) -> bool:
         entries = self._accepted.poll(0.0)
         for entry in entries:
+            if self._signer:
+                self._signer.fold(entry)
             if entry.commit.next_index <= self._covered.accepted_index:
                 self._remember(entry)
             else:
@@ -171,6 +197,9 @@ class _Active:
     def _commit(self, entry: Entry, events: list[object]) -> None:
         position = Position(accepted_index=entry.commit.next_index, accepted_hash=entry.hash)
         # 3. One commit.
+        made = self._signer.sign(entry, self._history.rounds.reader.chain, self._clock.wall_ms()) if self._signer else None
+        if made is not None:
+            events.append(made)
         appended = self._writer.append(tuple(events), position)
         # 4. Made.
         for taken in appended.entries:
@@ -181,6 +210,8 @@ class _Active:
                 topic=self._topics.rounds,
                 hint="this member stands back and starts again from the log",
             )
+        if self._signer and made is not None:
+            self._signer.taken(made)
 
     def close(self) -> None:
         close_all(self._history, self._accepted, self._deltas, self._producer, self._writer, self._alerts)

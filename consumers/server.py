@@ -34,6 +34,7 @@ from refold.schemas.errors import (
     UsageError,
 )
 from refold.schemas.events import Genesis
+from refold.schemas.keys import log_key
 
 log = logging.getLogger("refold.server")
 
@@ -170,7 +171,8 @@ class Server:
             case "detection":
                 return lambda: Detection(bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble)
             case "aggregation":
-                return lambda: Aggregation(bus, topics, self._genesis, member=member, clock=clock)
+                key = log_key(self._secret) if self._genesis.log_keys else None
+                return lambda: Aggregation(bus, topics, self._genesis, member=member, clock=clock, log_key=key)
             case _:
                 return lambda: Snapshots(bus, topics, self._genesis, member=member, clock=clock)
 

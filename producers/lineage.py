@@ -10,7 +10,7 @@ from refold.bus.ledger import Entry, LedgerReader
 from refold.bus.topics import Topics
 from refold.schemas.commits import Position
 from refold.schemas.errors import NotFoundError
-from refold.schemas.events import FederationEnded, FederationOpened, Receipt, Receipts, RoundCommitted
+from refold.schemas.events import Checkpointed, FederationEnded, FederationOpened, Receipt, Receipts, RoundCommitted
 from refold.schemas.plans import RoundPlan
 
 Listener = Callable[[Receipt], None]
@@ -27,6 +27,8 @@ class Lineage:
         The newest round; 0 before the first.
     position
         What the last commit covers of `accepted`.
+    checkpoint
+        The newest one; not verified here.
     next_index
         Index of the next event of `rounds`.
     """
@@ -37,6 +39,7 @@ class Lineage:
     ended: FederationEnded | None = None
     next_index: int = 0
     position: Position = field(default_factory=Position)
+    checkpoint: Checkpointed | None = None
 
     def fold(self, entry: Entry, *, on_receipt: Listener | None = None, on_round: RoundListener | None = None) -> None:
         """Take a commit in. The listeners hear of its rounds, members and all, and receipts in the log's order."""
@@ -53,6 +56,8 @@ class Lineage:
                         on_round(event)
                 case FederationEnded():
                     self.ended = event
+                case Checkpointed():
+                    self.checkpoint = event
                 case Receipts() if on_receipt is not None:
                     for receipt in event.receipts:
                         on_receipt(receipt)

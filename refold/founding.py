@@ -15,12 +15,13 @@ from refold.bus.payloads import send_payload
 from refold.bus.topics import Topics
 from refold.consumers.planning import plan_round
 from refold.federation import Federation
-from refold.keyring import key_folder, log_key, secret_digest
+from refold.keyring import key_folder, secret_digest
 from refold.plan import Plan
 from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Position
 from refold.schemas.errors import PlaceTakenError, UsageError
 from refold.schemas.events import Defence, Genesis, SnapshotPolicy
+from refold.schemas.keys import log_key
 from refold.schemas.layout import Layout
 from refold.schemas.payload import Payload
 from refold.schemas.plans import settings

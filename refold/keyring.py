@@ -81,8 +81,3 @@ class Keyring:
 def secret_digest(secret: bytes) -> bytes:
     """Return what genesis says of the secret."""
     return blake3.blake3(secret, derive_key_context="refold 2026 server secret").digest()
-
-
-def log_key(secret: bytes) -> SigningKey:
-    """Return the key that signs checkpoints of the log: every server that holds the secret has it, and no file more."""
-    return SigningKey.from_seed(blake3.blake3(secret, derive_key_context="refold 2026 log key").digest())

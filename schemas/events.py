@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, record
+from refold.schemas.checkpoints import SignedCheckpoint
+from refold.schemas.merkle import MAX_PATH
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload
 from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, grown
@@ -283,6 +285,24 @@ class Receipts:
     """Receipts of verdicts; the commit's position says up to which."""
 
     receipts: tuple[Receipt, ...]
+
+
+@record(53)
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """The server's signed word on `accepted` as far as this commit covers it; the last event of every commit of `rounds`.
+
+    Parameters
+    ----------
+    previous_events
+        How many events the checkpoint before this one in `rounds` covers; 0 for the first.
+    consistency
+        RFC 6962 proof that the tree extends that one's.
+    """
+
+    signed: SignedCheckpoint
+    previous_events: Uint
+    consistency: Annotated[tuple[Digest, ...], Within(0, MAX_PATH)]
 
 
 @record(60)

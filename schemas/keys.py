@@ -1,4 +1,4 @@
-"""Ed25519 keys: clients sign updates, operators sign commands.
+"""Ed25519 keys: clients sign updates, operators sign commands, servers sign checkpoints of the log.
 
 Source: RFC 8032, as implemented by the `cryptography` package (OpenSSL), which refuses malleable signatures.
 """
@@ -17,6 +17,7 @@ from refold.schemas.files import create_file
 
 UPDATE_TAG = b"refold 2026 client update\0"
 COMMAND_TAG = b"refold 2026 command\0"
+CHECKPOINT_TAG = b"refold 2026 checkpoint\0"
 
 
 class SigningKey:
@@ -89,6 +90,11 @@ def verify(public: bytes, tag: bytes, message: bytes, signature: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def log_key(secret: bytes) -> SigningKey:
+    """Return the key that signs checkpoints of the log: every server that holds the secret has it, and no file more."""
+    return SigningKey.from_seed(blake3.blake3(secret, derive_key_context="refold 2026 log key").digest())
 
 
 def key_id(public: bytes) -> bytes:

@@ -2,8 +2,10 @@
 
 from refold.consumers.audit.findings import (
     ACCEPTED_ONCE,
+    AGAINST,
     BROKEN,
     CHAIN,
+    CHECKPOINTS,
     CHECKS,
     DIGESTS,
     NOTICE,
@@ -23,8 +25,10 @@ from refold.consumers.audit.run import Audit, Report
 
 __all__ = [
     "ACCEPTED_ONCE",
+    "AGAINST",
     "BROKEN",
     "CHAIN",
+    "CHECKPOINTS",
     "CHECKS",
     "DIGESTS",
     "NOTICE",

@@ -94,9 +94,12 @@ class ChainScan:
         self._last_offset = record.offset
         self.count.commits += 1
         self.count.events += commit.count
-        events = self._events(commit, record.offset)
+        encoded = self._encoded(commit, record.offset)
         self._parts.clear()
-        return Entry(commit, found, record.offset, events)
+        if encoded is None:
+            return Entry(commit, found, record.offset, (None,) * commit.count)
+        events = tuple(self._event(data, commit.first_index + at, record.offset) for at, data in enumerate(encoded))
+        return Entry(commit, found, record.offset, events, encoded)
 
     def _remember(self, data: bytes) -> None:
         self._parts[chunk_digest(data)] = data
@@ -118,19 +121,19 @@ class ChainScan:
         """Whether the chain had gone on when this commit came; one that names the head and yet does not extend it lies."""
         return commit.previous != self._chain.head
 
-    def _events(self, commit: Commit, offset: int) -> tuple[Any, ...]:
-        """Return a commit's events; those that cannot be read are a finding and None."""
+    def _encoded(self, commit: Commit, offset: int) -> tuple[bytes, ...] | None:
+        """Return the bytes of a commit's events; None, and a finding, where they are not there."""
         try:
             encoded = commit.events if commit.chunks is None else self._joined(commit.chunks)
         except (InvalidRecord, IntegrityError) as error:
             what = f"the events of a commit cannot be read: {error.message}"
             self._broken(what, commit.first_index, offset, "restore the log from a copy")
-            return (None,) * commit.count
+            return None
         if len(encoded) != commit.count:
             what = f"a commit names {commit.count} events and has {len(encoded)}"
             self._broken(what, commit.first_index, offset, "restore the log from a copy")
-            return (None,) * commit.count
-        return tuple(self._event(data, commit.first_index + at, offset) for at, data in enumerate(encoded))
+            return None
+        return encoded
 
     def _joined(self, payload: Payload) -> tuple[bytes, ...]:
         if all(digest in self._parts for digest in payload.chunks):

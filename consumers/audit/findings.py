@@ -20,7 +20,22 @@ DIGESTS = "digests"
 STEPS = "steps"
 PAYLOADS = "payloads"
 SNAPSHOTS = "snapshots"
-CHECKS = (CHAIN, ONE_VERDICT, ACCEPTED_ONCE, RECEIPTS, ROUNDS, STANDING, DIGESTS, STEPS, PAYLOADS, SNAPSHOTS)
+CHECKPOINTS = "checkpoints"
+AGAINST = "against"
+CHECKS = (
+    CHAIN,
+    ONE_VERDICT,
+    ACCEPTED_ONCE,
+    RECEIPTS,
+    ROUNDS,
+    STANDING,
+    DIGESTS,
+    STEPS,
+    PAYLOADS,
+    SNAPSHOTS,
+    CHECKPOINTS,
+    AGAINST,
+)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -112,6 +127,10 @@ class Summary:
         Rounds whose deltas were pruned.
     snapshots
         Snapshots that were loaded and agree.
+    checkpoints
+        Signed checkpoints in `rounds`.
+    against
+        Checkpoints from outside that the log was held against.
     """
 
     logs: dict[str, LogCount] = field(default_factory=dict)
@@ -130,6 +149,8 @@ class Summary:
     not_rederivable: list[int] = field(default_factory=list)
     payloads: int = 0
     snapshots: int = 0
+    checkpoints: int = 0
+    against: int = 0
     broken: int = 0
     notices: int = 0
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from refold.bus.contract import Bus, Place
 from refold.bus.ledger import Entry
 from refold.bus.topics import Topics
 from refold.consumers.audit.chain import ChainScan
+from refold.consumers.audit.checkpoints import CheckpointAudit
 from refold.consumers.audit.findings import CHAIN, Finding, Progress, Summary
 from refold.consumers.audit.orders import Enrolment, audit_enrolments
 from refold.consumers.audit.replay import ReplayAudit
@@ -16,6 +17,7 @@ from refold.consumers.audit.rounds import Made, RoundAudit
 from refold.consumers.audit.snapshots import SnapshotAudit
 from refold.consumers.audit.sources import SourceAudit
 from refold.consumers.audit.verdicts import VerdictAudit
+from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.errors import NotFoundError
 from refold.schemas.events import ClientEnrolled
 
@@ -47,9 +49,11 @@ class Audit:
     ----------
     quick
         Read the logs, manifests and commands, but no payloads: no replay, no derivation.
+    against
+        Checkpoints that were kept outside the log, whose signatures hold by the keys that they were kept with.
     """
 
-    def __init__(self, bus: Bus, topics: Topics, *, quick: bool = False) -> None:
+    def __init__(self, bus: Bus, topics: Topics, *, quick: bool = False, against: Sequence[SignedCheckpoint] = ()) -> None:
         if topics.accepted not in bus.topics():
             raise NotFoundError(f"no federation {topics.federation!r} on this bus", hint="make one with `refold init`")
         self._bus = bus
@@ -58,6 +62,7 @@ class Audit:
         self._replay: ReplayAudit | None = None
         self._enrolments: list[Enrolment] = []
         self.summary = Summary()
+        self._checkpoints = CheckpointAudit(topics, self.summary, against)
 
     def run(self, progress: Progress = silent) -> Iterator[Finding]:
         """Yield what is wrong.
@@ -108,6 +113,7 @@ class Audit:
             wanted = entry.commit.position.accepted_index
             while accepted.next_index < wanted and (found := next(entries, None)) is not None:
                 yield from self._fold_accepted(found, verdicts, told)
+            yield from self._checkpoints.fold_rounds(entry)
             for said in told.fold_rounds(entry):
                 yield from self._replayed(said, told, snapshots) if isinstance(said, Made) else (said,)
             progress("logs", *_sum(accepted.progress, rounds.progress))
@@ -115,12 +121,14 @@ class Audit:
             self.summary.uncovered += found.commit.count
             yield from self._fold_accepted(found, verdicts, told)
             progress("logs", *_sum(accepted.progress, rounds.progress))
+        yield from self._checkpoints.findings()
         yield from self._leftovers(told)
         yield from self._chains(accepted, rounds, told)
 
     def _fold_accepted(self, entry: Entry, verdicts: VerdictAudit, told: RoundAudit) -> Iterator[Finding]:
         yield from verdicts.fold(entry)
         yield from told.fold_accepted(entry)
+        self._checkpoints.fold_accepted(entry)
         for index, event in entry.indexed():
             if isinstance(event, ClientEnrolled):
                 self._enrolments.append((index, entry.offset, event))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from foreign.arrays import Array, add_step, integers, parameters_digest, raw
+from foreign.checkpoints import Checkpoints
 from foreign.records import RefusedError, Value, decode, derived, log_root, plain
 from refold.bus import Place
 
@@ -20,6 +21,7 @@ class Chain:
         self.head = log_root(topic)
         self.next_index = 0
         self.skipped = 0
+        self.commit: Value = {}
         self._lists: dict[bytes, bytes] = {}
 
     def offer(self, value: bytes, kind: bytes = b"") -> list[tuple[str, Value]] | None:
@@ -38,6 +40,7 @@ class Chain:
             return None
         self.head = derived("commit", value)
         self.next_index += commit["count"]
+        self.commit = commit
         return [decode(event) for event in self._events(commit)]
 
     def _extends(self, commit: Value) -> bool:
@@ -106,6 +109,7 @@ class Follower:
         self.rounds: dict[int, Value] = {}
         self.receipts: dict[bytes, str] = {}
         self.ended = False
+        self.checkpoints: Checkpoints | None = None
         self._held: tuple[int, list[Array]] | None = None
 
     def follow(self, timeout_s: float = 0.0) -> None:
@@ -123,12 +127,15 @@ class Follower:
     def _fold(self, name: str, event: Value) -> None:
         if name == "FederationOpened":
             self.opened = event
+            self.checkpoints = Checkpoints(self._federation, event["log_keys"]) if event["log_keys"] else None
         elif name == "RoundCommitted":
             self.rounds[event["round"]] = event
         elif name == "Receipts":
             self.receipts |= {receipt["digest"]: receipt["outcome"] for receipt in event["receipts"]}
         elif name == "FederationEnded":
             self.ended = True
+        elif name == "Checkpointed" and self.checkpoints:
+            self.checkpoints.take(self.chain.commit, event)
         else:
             raise RefusedError("unknown-type")
 
