@@ -1,9 +1,9 @@
 """What trust costs: updates per second with signatures, chain and checks, beside the same federation with all of it off.
 
-Each run is a process of its own that holds all groups and the clients' threads; runs of both kinds alternate, and the ratio is that
-of their medians. "Off" replaces, in that process alone: signing and verifying, the hash that chains commits and the comparison with
-it, the digests of chunks, payloads, updates and states (by a few of their bytes), the comparison with canonical encoding, and the
-checks of what a manifest claims. Codecs, statistics and the bus are the same in both.
+Each run is a process of its own that holds all groups and the clients' threads; runs of both kinds alternate, and the ratio is
+that of their medians. "Off" replaces, in that process alone: signing and verifying, the hash that chains commits and the
+comparison with it, the digests of chunks, payloads, updates and states (by a few of their bytes), the comparison with canonical
+encoding, and the checks of what a manifest claims. Codecs, statistics and the bus are the same in both.
 
     python benchmarks/trust.py [--runs 5] [--rounds 8] [--shape CLIENTSxPARAMETERS …] [--json]
 """
@@ -77,6 +77,7 @@ def run_one(kind: str, clients: int, parameters: int, rounds: int) -> dict[str, 
     import numpy as np
 
     import refold
+    import refold.federation
 
     if kind == "off":
         trust_everything()
@@ -130,8 +131,6 @@ def _cpu_s() -> float:
 
 def trust_everything() -> None:
     """Switch off, in this process, all that Refold does so as not to trust anyone."""
-    import refold.federation
-    from refold.consumers import consistency, detection  # noqa: F401
     from refold.consumers.inspection import Inspector
     from refold.schemas import canonical, commits, digests, keys, payload, updates
 
@@ -156,8 +155,8 @@ def some_bytes(data: bytes | memoryview) -> bytes:
 
 def _named(body: Any) -> bytes:
     """Return what tells an update from every other, and no digest of what it says."""
-    about = (body.base_round.to_bytes(4, "big"), body.sequence.to_bytes(4, "big"), body.session_nonce, body.client.encode()[-16:])
-    return b"".join(about).ljust(32, b"\0")
+    numbers = body.base_round.to_bytes(4, "big") + body.sequence.to_bytes(4, "big")
+    return (numbers + body.session_nonce + body.client.encode()[-16:]).ljust(32, b"\0")
 
 
 def _unpacked(data: bytes | memoryview) -> Any:
