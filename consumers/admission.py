@@ -5,24 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from refold.consumers.pending import Pending
-from refold.consumers.roster import NOT_FIRST, Roster, Standing
+from refold.consumers.roster import Roster
+from refold.consumers.standing import NOT_FIRST, UNSEEN, Source, Standing
 from refold.producers.lineage import Lineage
 from refold.schemas.keys import UPDATE_TAG, verify
 from refold.schemas.updates import DECLINE, PASS, TRAIN, ClientUpdate, UpdateBody
 
 
-def authentic(roster: Roster, update: ClientUpdate, digest: bytes) -> str:
-    """Return why nobody can be held to an update, or ""."""
+def authentic(roster: Roster, update: ClientUpdate, digest: bytes, source: Source) -> str:
+    """Return why nobody can be held to an update, or "".
+
+    A key counts at a place of `updates`: one that was replaced still speaks for what lay before the request that replaced it.
+    """
     body = update.body
     if body.federation != roster.genesis.federation:
         return "wrong-federation"
+    if not roster.required:
+        return ""
     standing = roster.clients.get(body.client)
-    if standing is None:
+    if standing is None or not standing.keys.ever:
         return "not-enrolled"
-    public = standing.keys.get(body.key_id)
+    fault = key_fault(standing, body.key_id, source)
+    retired = standing.keys.retired.get(body.key_id)
+    public = standing.keys.speaking(body.key_id, source) or (retired.public if retired else None)
     if public is None:
-        return "unknown-key"
-    return "" if verify(public, UPDATE_TAG, digest, update.signature) else "signature"
+        return fault
+    return fault if verify(public, UPDATE_TAG, digest, update.signature) else "signature"
+
+
+def key_fault(standing: Standing, key: bytes, source: Source) -> str:
+    """Return why a key does not speak for its client at a place of `updates`, or ""."""
+    if standing.keys.speaking(key, source) is not None:
+        return ""
+    return "revoked-key" if key in standing.keys.retired else "unknown-key"
 
 
 def refusal(
@@ -31,7 +46,7 @@ def refusal(
     waiting: Iterable[Pending],
     body: UpdateBody,
     digest: bytes,
-    source: tuple[int, int],
+    source: Source,
     *,
     everyone: bool = False,
 ) -> str:
@@ -46,11 +61,12 @@ def refusal(
     """
     if roster.ended:
         return "federation-ended"
-    standing = roster.clients[body.client]
-    others = [item for item in waiting if item.body is not None and item.reason not in NOT_FIRST]
+    standing = roster.clients.get(body.client) or Standing()
+    others = [item for item in waiting if item.body is not None and item.reason not in NOT_FIRST | UNSEEN]
     return (
         standing.refusal(body, digest, source)
         or _against_waiting(others, body, digest)
+        or _over_limit(roster, waiting, body)
         or ("session-ahead" if body.session_index > lineage.next_index else "")
         or _second_for_its_round(standing, others, body)
         or _timing(roster, lineage, body, everyone)
@@ -66,6 +82,12 @@ def _against_waiting(others: Iterable[Pending], body: UpdateBody, digest: bytes)
         if other.body.session == body.session and other.body.sequence == body.sequence:
             return "equivocation"
     return ""
+
+
+def _over_limit(roster: Roster, waiting: Iterable[Pending], body: UpdateBody) -> str:
+    """Refuse more new updates in a round than a client may send. Repeats, which anyone can make, take nothing of that away."""
+    new = sum(item.body is not None and item.reason not in UNSEEN | {"duplicate"} for item in waiting)
+    return "over-limit" if roster.tally.updates[body.client] + new >= roster.limits.updates_per_round else ""
 
 
 def _second_for_its_round(standing: Standing, others: Iterable[Pending], body: UpdateBody) -> str:

@@ -10,11 +10,11 @@ import blake3
 from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Place, Record
 from refold.bus.topics import Topics, event_headers
+from refold.consumers.orders import obeyed, subject_of
 from refold.consumers.roster import Roster
 from refold.schemas.canonical import decode, encode
-from refold.schemas.checks import Command, EndFederation, EnrolClient
-from refold.schemas.errors import InvalidRecord
-from refold.schemas.events import ClientEnrolled, FederationEnded
+from refold.schemas.checks import ORDERS, Command, Order
+from refold.schemas.errors import InvalidRecord, UsageError
 from refold.schemas.keys import COMMAND_TAG, SigningKey, key_id, verify
 
 
@@ -30,6 +30,7 @@ class CommandReader:
         self._consumer.assign([self._place])
         self._consumer.seek(self._place, roster.position.commands)
         self.refused = 0
+        self.complaints: list[str] = []
 
     @property
     def next_offset(self) -> int:
@@ -37,20 +38,31 @@ class CommandReader:
         return self._consumer.position(self._place)
 
     def poll(self) -> list[object]:
-        """Return the events of new commands; what is not a command of an operator is counted and passed over."""
+        """Return the events of new commands; what is not a command of an operator is counted and passed over.
+
+        Those of one client are taken one a call, since each is decided by what the one before it came to. `complaints` then
+        says which commands of an operator cannot be obeyed, and why.
+        """
         events: list[object] = []
         seen: set[bytes] = set()
+        subjects: set[str] = set()
+        self.complaints = []
         for record in self._unread():
             try:
-                command = decode(record.value or b"", Command)
-                new = self._events_of(command) if command.command_id not in seen else []
+                command, order = self._opened(record.value or b"")
             except InvalidRecord:
                 self.refused += 1
                 continue
-            if new and isinstance(new[0], FederationEnded) and any(isinstance(event, FederationEnded) for event in events):
+            if command.command_id in self._roster.commands or command.command_id in seen:
                 continue
+            if subject_of(order) in subjects:
+                self._consumer.seek(self._place, record.offset)
+                break
             seen.add(command.command_id)
-            events += new
+            caused = self._obeyed(order, command.command_id)
+            if caused:
+                subjects.add(subject_of(order))
+            events += caused
         return events
 
     def _unread(self) -> Iterator[Record]:
@@ -59,17 +71,31 @@ class CommandReader:
         while self._consumer.position(self._place) < end:
             yield from self._consumer.poll(0.0)
 
-    def _events_of(self, command: Command) -> list[object]:
+    def _opened(self, value: bytes) -> tuple[Command, Order]:
+        """Return a command that an operator of this federation signed, and what it orders.
+
+        Raises
+        ------
+        InvalidRecord
+            It is none.
+        """
+        command = decode(value, Command)
         public = self._operators.get(command.key_id)
         signed = public is not None and verify(public, COMMAND_TAG, signed_part(command), command.signature)
         if not signed or command.federation != self._roster.genesis.federation:
             raise InvalidRecord("signature", "no operator of this federation signed it")
-        if command.command_id in self._roster.commands:
+        order = decode(command.body)
+        if not isinstance(order, ORDERS):
+            raise InvalidRecord("unknown-type", f"a {type(order).__name__} is no order")
+        return command, order
+
+    def _obeyed(self, order: Order, command_id: bytes) -> list[object]:
+        try:
+            return obeyed(self._roster, order, command_id)
+        except UsageError as error:
+            self.refused += 1
+            self.complaints.append(f"{type(order).__name__}: {error.message}")
             return []
-        body: EnrolClient | EndFederation = decode(command.body, EnrolClient, EndFederation)
-        if isinstance(body, EnrolClient):
-            return [ClientEnrolled(body.client, body.public_key, command.command_id)]
-        return [] if self._roster.ended else [FederationEnded(self._roster.closed, body.reason)]
 
     def follow(self, roster: Roster) -> None:
         """Follow the log."""

@@ -25,6 +25,7 @@ from refold.bus.keeping import keeping
 from refold.bus.ledger import Entry, LedgerWriter
 from refold.bus.topics import Topics
 from refold.consumers.alerts import Alerts
+from refold.consumers.bounding import bounds_of
 from refold.consumers.commands import CommandReader
 from refold.consumers.detectors import Cohort, Ensemble, Opinion
 from refold.consumers.evidence import ChunksGone, Evidence
@@ -33,6 +34,7 @@ from refold.consumers.intake import Intake
 from refold.consumers.liveness import Deadline, Liveness
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
+from refold.consumers.suspicions import Suspicions
 from refold.consumers.verdicts import Ruling, events_of, fitting
 from refold.consumers.view import LogView
 from refold.schemas.canonical import decode
@@ -133,15 +135,14 @@ class _Active:
         self._writer = LedgerWriter(bus, self._accepted, writer=member, clock=clock)
         self._liveness = Liveness()
         self._deadline = Deadline()
+        self._suspicions = Suspicions()
         self._since_s = clock.monotonic_s()
         self._checked_next = self.roster.position.checked
 
     def turn(self, consumer: Consumer, records: Sequence[Record]) -> bool:
         # 1. Inputs; a command that was written before an update is in force before it is looked at.
-        commanded = self._commands.poll()
-        if commanded:
-            self._commit(commanded, [])
-        moved = bool(self._rounds.poll()) or bool(commanded)
+        commanded = self._obey()
+        moved = bool(self._rounds.poll()) or commanded
         self._hear()
         for record in records:
             self._intake.take(record)
@@ -157,8 +158,22 @@ class _Active:
             # Decided anew without it; what was written is garbage that no event names.
             gone.item.reason, gone.item.detail = "missing-chunk", "its chunks are no longer there"
             return True
-        living = self._liveness.living(self._clock.monotonic_s())
+        living = self._living(self._clock.monotonic_s())
         return self._commit(events_of(ruling, written, self.roster, living), ruling.judged)
+
+    def _obey(self) -> bool:
+        """Take the commands that are there, and say which of them cannot be obeyed; return whether any was taken."""
+        taken = False
+        while events := self._commands.poll():
+            self._complain()
+            self._commit(events, [])
+            taken = True
+        self._complain()
+        return taken
+
+    def _complain(self) -> None:
+        for complaint in self._commands.complaints:
+            self._alerts.raise_("commands", "warning", f"not obeyed: {complaint}", "", self.roster.plan.round)
 
     def _hear(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -167,15 +182,24 @@ class _Active:
                 beat = decode(record.value or b"", Heartbeat)
             except InvalidRecord:
                 continue
-            if beat.client in self.roster.clients and beat.federation == self._topics.federation:
+            if self._takes_part(beat.client) and beat.federation == self._topics.federation:
                 self._liveness.beat(beat, self.roster.plan.heartbeat_ms, now_s)
+
+    def _takes_part(self, client: str) -> bool:
+        return not self.roster.required or client in self.roster.active
+
+    def _living(self, now_s: float) -> frozenset[str]:
+        """Return the clients that live and may take part."""
+        living = self._liveness.living(now_s)
+        return living & self.roster.active if self.roster.required else living
 
     def _decide(self) -> Ruling:
         waiting = self._intake.waiting.values()
-        ruling = Ruling(
-            refused=[item for item in waiting if item.reason][:MOST_REFUSED],
-            evaluations=[item for item in waiting if not item.reason and _kind(item) == EVALUATE],
-        )
+        ruling = Ruling(refused=[item for item in waiting if item.reason][:MOST_REFUSED])
+        ruling.bounds = bounds_of(ruling.refused, self.roster)
+        if any(item.reason == "equivocation" for item in ruling.refused):
+            return ruling  # Its client is frozen in the log before anything else of it is judged.
+        ruling.evaluations = [item for item in waiting if not item.reason and _kind(item) == EVALUATE]
         ruling.closed_by = self._closing(ruling.refused)
         if ruling.closed_by:
             ruling.cohort = fitting(self._candidates())
@@ -199,11 +223,12 @@ class _Active:
             return ""
         now_s = self._clock.monotonic_s()
         plan = self.roster.plan
-        living = self._liveness.living(now_s)
+        living = self._living(now_s)
         candidates = self._candidates()
         done = self.roster.done | {item.client for item in [*candidates, *refused] if _is_for(item, plan.round)}
-        settled = now_s - self._since_s >= SETTLE_BEATS * plan.heartbeat_ms / 1000 or done >= self.roster.clients.keys()
-        if settled and is_complete(plan, living & self.roster.clients.keys(), done, len(candidates)):
+        everyone = self.roster.required and done >= self.roster.active
+        settled = everyone or now_s - self._since_s >= SETTLE_BEATS * plan.heartbeat_ms / 1000
+        if settled and is_complete(plan, living, done, len(candidates)):
             return "complete"
         waited_s = self._deadline.tick(plan.round, len(living | done) >= plan.minimum, now_s)
         if waited_s * 1000 < plan.patience_ms:
@@ -238,6 +263,8 @@ class _Active:
                 topic=self._topics.accepted,
                 hint="this member stands back and starts again from the log",
             )
+        for found in self._suspicions.new(events, self.roster.plan.round):
+            self._alerts.raise_(found.subject, found.severity, found.what, found.advice, self.roster.plan.round)
         # 6. Room.
         self._delete_judged()
         return True

@@ -59,7 +59,7 @@ class Evidence:
         # In the order in which they lie, so that `updates` is read from front to back.
         deltas = {item.source: self._keep(item) for item in sorted((one for one, _ in ruling.accepted()), key=_source)}
         features = {item.source: self._keep_features(item) for item in ruling.cohort}
-        for item in ruling.refused:
+        for item in (one for one in ruling.refused if one.source not in ruling.bounds.unkept):
             self._quarantine(item, (item.reason,), item.detail)
         for item, opinion in ruling.rejected():
             self._quarantine(item, opinion.reasons, "")

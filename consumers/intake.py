@@ -10,7 +10,7 @@ from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Place, Record
 from refold.bus.ranges import records_in
 from refold.bus.topics import Topics, is_chunk
-from refold.consumers.admission import authentic, final_reason, refusal
+from refold.consumers.admission import authentic, final_reason, key_fault, refusal
 from refold.consumers.attempts import MAX_ATTEMPTS, Attempts, Source
 from refold.consumers.consistency import checked, first_chunk_of, inspect
 from refold.consumers.coverage import Coverage
@@ -18,6 +18,7 @@ from refold.consumers.evidence import record_at
 from refold.consumers.inspection import Inspector
 from refold.consumers.pending import Pending
 from refold.consumers.roster import Roster
+from refold.consumers.standing import Standing
 from refold.consumers.window import ChunkWindow
 from refold.producers.lineage import LineageReader
 from refold.schemas.canonical import decode
@@ -43,6 +44,7 @@ class Intake:
         self._attempts = Attempts()
         self._open_from: dict[int, int] = {}
         self.waiting: dict[Source, Pending] = {}
+        self._of_client: dict[str, list[Pending]] = {}
         self.holes = 0
         self._everyone_in = -1
         self.coverage = {
@@ -121,21 +123,24 @@ class Intake:
         if not coverage.note(fact.offset):
             return
         begun = self._attempts.end(source)
-        self.waiting[source] = self._judge_admission(fact, checked_offset if begun is None else min(begun, checked_offset))
+        item = self._judge_admission(fact, checked_offset if begun is None else min(begun, checked_offset))
+        self.waiting[source] = item
+        if item.body is not None:
+            self._of_client.setdefault(item.client, []).append(item)
 
     def _judge_admission(self, fact: Checked, checked_offset: int) -> Pending:
         update = self._decoded(fact)
         if update is None:
             return self._unattributed(fact, checked_offset, fact.fault or "form", fact.detail)
         digest = update.digest
-        fault = authentic(self._roster, update, digest)
+        source = (fact.partition, fact.offset)
+        fault = authentic(self._roster, update, digest, source)
         if fault:
             return self._unattributed(fact, checked_offset, fault, f"claims to be {update.body.client!r}")
         body = update.body
         if body.session_index > self._rounds.lineage.next_index or body.base_round > self._rounds.lineage.head:
             self._rounds.read_to_end()
-        source = (fact.partition, fact.offset)
-        others = [item for item in self.waiting.values() if item.client == body.client]
+        others = self._of_client.get(body.client, ())
         reason = self._refusal(others, body, digest, source) or fact.fault or final_reason(body)
         detail = fact.detail if reason == fact.fault else body.note
         return Pending(
@@ -170,6 +175,10 @@ class Intake:
             if part.partition in self.coverage:
                 self.coverage[part.partition].take(part)
         self.waiting = {s: item for s, item in self.waiting.items() if not self.coverage[s[0]].is_judged(s[1])}
+        self._of_client.clear()
+        for item in self.waiting.values():
+            if item.body is not None:
+                self._of_client.setdefault(item.client, []).append(item)
         self._attempts.drop(lambda source: self.coverage[source[0]].is_judged(source[1]))
 
     def position_after(self, judged: list[Pending], *, checked: int, commands: int) -> Position:
@@ -190,11 +199,20 @@ class Intake:
         return Position(updates=parts, checked=min([checked, *needed]), commands=commands)
 
     def readmit(self) -> None:
-        """Ask again what depends on the log, after it moved: a round closed, a client was enrolled or the federation ended."""
+        """Ask again what depends on the log, after it moved: a round closed, a key was revoked or the federation ended."""
         for item in self.waiting.values():
-            if item.body is None or item.reason:
+            if item.body is None:
                 continue
-            item.reason = self._refusal((), item.body, item.digest, item.source)
+            fault = self._key_fault(item.body, item.source)
+            if fault:
+                item.disown(fault)
+            elif not item.reason:
+                item.reason = self._refusal((), item.body, item.digest, item.source)
+
+    def _key_fault(self, body: UpdateBody, source: Source) -> str:
+        """Return why an update's key speaks for its client no longer, or ""."""
+        standing = self._roster.clients.get(body.client) or Standing()
+        return key_fault(standing, body.key_id, source) if self._roster.required else ""
 
     def take_from_everyone(self) -> None:
         """Take updates of the open round from clients that it did not select, too: those selected do not suffice."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import blake3
+
 from refold.consumers.features import Features
 from refold.schemas.events import Origin
 from refold.schemas.updates import UpdateBody
@@ -47,6 +49,12 @@ class Pending:
     def client(self) -> str:
         """The client that is held to it, or ""."""
         return self.body.client if self.body else ""
+
+    def disown(self, reason: str) -> None:
+        """Make it nobody's: what it was signed with counts no more."""
+        self.detail = f"claims to be {self.client!r}"
+        self.body, self.packed, self.reason = None, None, reason
+        self.digest = blake3.blake3(self.manifest).digest()
 
     def features(self) -> Features:
         """Return the features of a sound training update."""

@@ -2,78 +2,34 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from refold.bus.ledger import Entry
+from refold.consumers.limits import Limits
+from refold.consumers.standing import BANNED, FROZEN, NOT_FIRST, Standing
 from refold.schemas.commits import Position
 from refold.schemas.events import (
-    ClientEnrolled,
     FederationEnded,
     Genesis,
     Origin,
     RoundClosed,
+    Unattributed,
     UpdateAccepted,
     UpdateRejected,
 )
-from refold.schemas.keys import key_id
+from refold.schemas.identity import (
+    BY_TOKEN,
+    ClientBanned,
+    ClientEnrolled,
+    ClientReleased,
+    ClientRevoked,
+    TokenAdmitted,
+)
 from refold.schemas.plans import RoundPlan
 from refold.schemas.reasons import REASONS
-from refold.schemas.updates import ANSWERS, UpdateBody
-
-REMEMBERED = 256
-"""Judged updates of a client, and rounds in which it was accepted, that are remembered."""
-
-Session = tuple[int, bytes]
-NOT_FIRST = frozenset({"duplicate", "replayed", "equivocation", "session-superseded", "session-ahead"})
-"""Reasons that say nothing of the update itself, only that it was not the first or came in the wrong session."""
-
-
-@dataclass(slots=True)
-class Standing:
-    """One client: its keys, its session, and what was judged of it."""
-
-    keys: dict[bytes, bytes] = field(default_factory=dict)
-    session: Session = (0, b"")
-    since: tuple[int, int] = (0, 0)
-    """Partition and offset of the session's first update: an older session's update that lay before it is not late."""
-    sequences: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
-    digests: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
-    rounds: OrderedDict[tuple[int, str], bytes] = field(default_factory=OrderedDict)
-
-    def refusal(self, body: UpdateBody, digest: bytes, source: tuple[int, int]) -> str:
-        """Return the reason for which an update is no new one in the right session, or ""."""
-        if digest in self.digests:
-            return "duplicate"
-        if body.session < self.session:
-            before = source[0] == self.since[0] and source[1] < self.since[1]
-            return "" if before else "session-superseded"
-        if body.session == self.session:
-            if body.sequence in self.sequences:
-                return "equivocation"
-            if len(self.sequences) >= REMEMBERED and body.sequence < next(iter(self.sequences)):
-                return "replayed"
-        return ""
-
-    def remember(self, session: Session, sequence: int, digest: bytes, source: tuple[int, int]) -> None:
-        """Take note of an update that was the first of its kind."""
-        _remember(self.digests, digest, None)
-        if session > self.session:
-            self.session, self.since = session, source
-            self.sequences.clear()
-        if session == self.session:
-            _remember(self.sequences, sequence, digest)
-
-    def accept(self, round_: int, kind: str, digest: bytes) -> None:
-        """Take note that an update of this round was accepted (or is a candidate for it)."""
-        _remember(self.rounds, (round_, kind), digest)
-
-
-def _remember(store: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    store[key] = value
-    while len(store) > REMEMBERED:
-        store.popitem(last=False)
+from refold.schemas.updates import ANSWERS
 
 
 @dataclass(slots=True)
@@ -88,6 +44,21 @@ class Judged:
 
 
 @dataclass(slots=True)
+class Tally:
+    """What was judged since the open round began: new updates and named repeats by client, unknown records by partition."""
+
+    updates: Counter[str] = field(default_factory=Counter)
+    repeats: Counter[str] = field(default_factory=Counter)
+    strangers: Counter[int] = field(default_factory=Counter)
+
+    def clear(self) -> None:
+        """Begin a round."""
+        self.updates.clear()
+        self.repeats.clear()
+        self.strangers.clear()
+
+
+@dataclass(slots=True)
 class Roster:
     """The state of `accepted` that verdicts depend on.
 
@@ -99,13 +70,18 @@ class Roster:
         The last round that was closed; 0 before the first.
     done
         Clients that have a verdict for the open round.
+    active
+        Clients that may take part: they have a key, and are neither frozen nor banned.
     """
 
     genesis: Genesis
     plan: RoundPlan
+    limits: Limits
     clients: dict[str, Standing] = field(default_factory=dict)
+    active: set[str] = field(default_factory=set)
     closed: int = 0
     done: set[str] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
     ended: bool = False
     position: Position = field(default_factory=Position)
     commands: set[bytes] = field(default_factory=set)
@@ -114,26 +90,33 @@ class Roster:
     @classmethod
     def of(cls, genesis: Genesis) -> Roster:
         """Return the state right after genesis."""
-        return cls(genesis, genesis.first_plan)
+        return cls(genesis, genesis.first_plan, Limits.of(genesis.identity.limits))
+
+    @property
+    def required(self) -> bool:
+        """Whether only enrolled clients take part."""
+        return self.genesis.identity.required
 
     def fold(self, entry: Entry) -> None:
         """Take a commit in."""
         self.position = entry.commit.position
         for event in entry.events:
             match event:
-                case ClientEnrolled():
-                    standing = self.clients.setdefault(event.client, Standing())
-                    standing.keys[key_id(event.public_key)] = event.public_key
-                    self.commands.add(event.command_id)
                 case UpdateAccepted():
                     self._accepted(event)
                 case UpdateRejected():
                     self._rejected(event)
+                case Unattributed():
+                    self.tally.strangers[event.partition] += event.count
                 case RoundClosed():
                     self.closed, self.plan = event.round, event.next_plan
                     self.done.clear()
+                    self.tally.clear()
                 case FederationEnded():
                     self.ended = True
+                    self._obeyed(event.command_id)
+                case ClientEnrolled() | TokenAdmitted() | ClientRevoked() | ClientReleased() | ClientBanned():
+                    self._changed(event)
 
     def past_scores(self) -> dict[str, dict[str, list[float]]]:
         """Return what each detector said of each client before, oldest first: ``[client][detector]``."""
@@ -144,29 +127,78 @@ class Roster:
                 values.setdefault(score.detector, []).append(score.value)
         return past
 
+    def _changed(self, event: ClientEnrolled | TokenAdmitted | ClientRevoked | ClientReleased | ClientBanned) -> None:
+        """Take note of who a client is and whether it takes part."""
+        standing = self.clients.setdefault(event.client, Standing())
+        match event:
+            case ClientEnrolled():
+                self._enrolled(standing, event)
+            case TokenAdmitted():
+                standing.keys.admit(event.public_key, event.last_round, self.closed + 1)
+            case ClientRevoked():
+                for key in event.key_ids:
+                    standing.keys.retire(key)
+            case ClientReleased():
+                standing.state = ""
+            case ClientBanned():
+                standing.state = BANNED
+        self._obeyed(event.command_id)
+        self._note_active(event.client, standing)
+
+    def _enrolled(self, standing: Standing, event: ClientEnrolled) -> None:
+        request = event.request
+        if request is not None and request.kind == BY_TOKEN:
+            standing.keys.tokens.pop(request.authority, None)
+        elif request is not None:
+            standing.keys.retire(request.authority, partition=request.partition, before=request.offset)
+        standing.keys.add(event.public_key)
+
+    def _obeyed(self, command_id: bytes | None) -> None:
+        if command_id is not None:
+            self.commands.add(command_id)
+
+    def _note_active(self, client: str, standing: Standing) -> None:
+        if standing.keys.valid and not standing.state:
+            self.active.add(client)
+        else:
+            self.active.discard(client)
+
     def _accepted(self, event: UpdateAccepted) -> None:
         self._first(event.origin)
         origin = event.origin
+        self.tally.updates[origin.client] += 1
         self.clients[origin.client].accept(origin.base_round + 1, origin.kind, origin.digest)
         if origin.kind == "train":
             self._done(origin)
             self.history.append(Judged(origin.client, origin.base_round + 1, True, (), event.scores))
 
     def _rejected(self, event: UpdateRejected) -> None:
+        origin = event.origin
         if NOT_FIRST.isdisjoint(event.reasons):
-            self._first(event.origin)
-            if event.origin.kind in ANSWERS:
-                self._done(event.origin)
+            self._first(origin)
+            if origin.kind in ANSWERS:
+                self._done(origin)
+        if "duplicate" in event.reasons:
+            self.tally.repeats[origin.client] += 1
+        else:
+            self.tally.updates[origin.client] += 1
+        if "equivocation" in event.reasons and self.required:
+            self._freeze(origin.client)
         if any(REASONS.get(reason) == "anomaly" for reason in event.reasons):
-            origin = event.origin
             self.history.append(Judged(origin.client, origin.base_round + 1, False, event.reasons, event.scores))
+
+    def _freeze(self, client: str) -> None:
+        """Stop a client that said two things under one number: it lies, or its key is in two hands."""
+        standing = self.clients.setdefault(client, Standing())
+        standing.state = standing.state or FROZEN
+        self._note_active(client, standing)
 
     def _done(self, origin: Origin) -> None:
         if origin.base_round + 1 == self.plan.round:
             self.done.add(origin.client)
 
     def _first(self, origin: Origin) -> None:
-        standing = self.clients.get(origin.client)
-        if standing is not None:
-            source = (origin.partition, origin.offset)
-            standing.remember((origin.session_index, origin.session_nonce), origin.sequence, origin.digest, source)
+        """Take note of a new update; its client is known, or nobody has to be."""
+        standing = self.clients.setdefault(origin.client, Standing())
+        source = (origin.partition, origin.offset)
+        standing.remember((origin.session_index, origin.session_nonce), origin.sequence, origin.digest, source)

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import blake3
 
+from refold.consumers.bounding import Bounds
 from refold.consumers.detectors import Opinion
 from refold.consumers.pending import Pending
 from refold.consumers.planning import capped, grid_exponents, plan_round, update_weight
@@ -20,6 +21,7 @@ from refold.schemas.events import (
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.identity import UpdatesRefused
 from refold.schemas.payload import Payload
 from refold.state.aggregation import scaled_weights
 
@@ -44,6 +46,8 @@ class Ruling:
         Updates with a reason that needs no cohort.
     evaluations
         Evaluations to accept.
+    bounds
+        Which of these are named together, and whose bytes are not kept.
     cohort, opinions
         Where `closed_by` is not "": the round's candidates and what the ensemble says of each.
     """
@@ -53,6 +57,7 @@ class Ruling:
     cohort: list[Pending] = field(default_factory=list)
     opinions: list[Opinion] = field(default_factory=list)
     closed_by: str = ""
+    bounds: Bounds = field(default_factory=Bounds)
 
     @property
     def judged(self) -> list[Pending]:
@@ -78,7 +83,7 @@ class Written:
 
 def events_of(ruling: Ruling, written: Written, roster: Roster, living: Collection[str]) -> list[object]:
     """Return the events of a ruling, in the order in which the log has them."""
-    events: list[object] = [*_refusals(ruling.refused)]
+    events: list[object] = [*_refusals(ruling.refused, ruling.bounds)]
     events += [_accept_evaluation(item) for item in ruling.evaluations]
     if not ruling.closed_by:
         return events
@@ -102,21 +107,36 @@ def fitting(candidates: Sequence[Pending]) -> list[Pending]:
     return [item for item in candidates if item.source in kept]
 
 
-def _refusals(items: Iterable[Pending]) -> list[object]:
-    """Return one event for each row of equal refusals."""
+def _refusals(items: Iterable[Pending], bounds: Bounds) -> list[object]:
+    """Return one event for each row of equal refusals, whatever lies between them; strangers that are kept make rows alone."""
     events: list[object] = []
+    rows: dict[tuple[object, ...], int] = {}
     for item in items:
-        event = _unattributed(item) if item.body is None else _refuse(item)
-        joined = _joined(events[-1], event) if events else None
-        if joined is None:
-            events.append(event)
-        else:
-            events[-1] = joined
+        together = item.source in bounds.together
+        event = _refused(item, together=together)
+        row = (together, item.partition, item.client, item.reason, b"" if together else item.digest)
+        at = len(events) - 1 if item.body is None and not together else rows.get(row, -1)
+        joined = _joined(events[at], event) if at >= 0 else None
+        if joined is not None:
+            events[at] = joined
+            continue
+        rows[row] = len(events)
+        events.append(event)
     return events
+
+
+def _refused(item: Pending, *, together: bool) -> object:
+    if item.body is None:
+        return _unattributed(item)
+    return _unseen(item) if together else _refuse(item)
 
 
 def _refuse(item: Pending) -> UpdateRejected:
     return UpdateRejected(item.origin(), item.offset, 1, (item.reason,), item.detail, None, ())
+
+
+def _unseen(item: Pending) -> UpdatesRefused:
+    return UpdatesRefused(item.partition, item.offset, item.offset, 1, item.digest, item.client, item.reason)
 
 
 def _unattributed(item: Pending) -> Unattributed:
@@ -135,6 +155,11 @@ def _joined(last: object, event: object) -> object | None:
             return replace(last, last_offset=event.origin.offset, count=last.count + 1)
     if isinstance(last, Unattributed) and isinstance(event, Unattributed):
         same_row = (last.partition, last.reason) == (event.partition, event.reason)
+        if same_row and event.first_offset > last.last_offset:
+            digest = blake3.blake3(last.digest + event.digest).digest()
+            return replace(last, last_offset=event.last_offset, count=last.count + 1, digest=digest)
+    if isinstance(last, UpdatesRefused) and isinstance(event, UpdatesRefused):
+        same_row = (last.partition, last.client, last.reason) == (event.partition, event.client, event.reason)
         if same_row and event.first_offset > last.last_offset:
             digest = blake3.blake3(last.digest + event.digest).digest()
             return replace(last, last_offset=event.last_offset, count=last.count + 1, digest=digest)

@@ -12,7 +12,7 @@ from refold.bus.clock import SystemClock
 from refold.bus.contract import Bus
 from refold.bus.copy_place import require_whole
 from refold.bus.copying import Copied, copy_federation
-from refold.bus.ledger import LedgerReader
+from refold.bus.ledger import LedgerReader, read_all
 from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics, federations_in
 from refold.consumers.attached import GENESIS, LEDGERS, Context, Handler, Subscription
@@ -21,6 +21,7 @@ from refold.consumers.audit.run import Audit, Report, silent
 from refold.consumers.commands import send_command
 from refold.consumers.detectors import Ensemble
 from refold.consumers.features import Features
+from refold.consumers.roster import Roster
 from refold.consumers.server import GROUPS, Server, read_genesis
 from refold.keyring import Keyring, key_folder
 from refold.producers.client import Client
@@ -28,7 +29,7 @@ from refold.producers.history import History
 from refold.producers.outbox import Outbox
 from refold.producers.privacy import Privacy
 from refold.schemas.canonical import Scalar
-from refold.schemas.checks import EndFederation, EnrolClient
+from refold.schemas.checks import BanClient, EndFederation, EnrolClient, ReleaseClient, RevokeKeys
 from refold.schemas.errors import NotFoundError, UsageError
 from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
 from refold.schemas.keys import SigningKey
@@ -130,6 +131,21 @@ class Federation:
         """Let a public key (32 bytes) speak for a client from now on; return the command's id. Needs the operator's key."""
         return self.command(EnrolClient(name, public_key))
 
+    def revoke(self, name: str, *key_ids: bytes, reason: str = "") -> bytes:
+        """Revoke keys and tokens of a client (8 bytes each; all that it has if none is named); return the command's id.
+
+        What they signed and has no verdict yet is refused, too. Needs the operator's key.
+        """
+        return self.command(RevokeKeys(name, key_ids, reason))
+
+    def release(self, name: str, reason: str = "") -> bytes:
+        """Let a client that was frozen or banned take part again; return the command's id. Needs the operator's key."""
+        return self.command(ReleaseClient(name, reason))
+
+    def ban(self, name: str, reason: str = "") -> bytes:
+        """Take nothing of a client from now on; return the command's id. Needs the operator's key."""
+        return self.command(BanClient(name, reason))
+
     def end(self, reason: str = "ended by the operator") -> bytes:
         """End the federation. Needs the operator's key."""
         return self.command(EndFederation(reason))
@@ -137,6 +153,13 @@ class Federation:
     def command(self, body: object) -> bytes:
         """Sign a command with the operator's key and write it."""
         return send_command(self.bus, self.topics, body, self.keyring.operator(), SystemClock())
+
+    def roster(self) -> Roster:
+        """Return what `accepted` says of clients and the open round, as detection sees it."""
+        roster = Roster.of(self.genesis)
+        for entry in read_all(self.bus, self.topics.accepted):
+            roster.fold(entry)
+        return roster
 
     def history(self) -> History:
         """Return all rounds and snapshots as they stand; close it after use."""

@@ -117,3 +117,46 @@ class Command:
     body: Blob
     key_id: KeyId
     signature: Signature
+
+
+@record(83)
+@dataclass(frozen=True, slots=True)
+class AdmitToken:
+    """Let whoever holds this token's key enrol one key for this client, up to a last round; 0 for any."""
+
+    client: Name
+    public_key: PublicKey
+    last_round: Uint
+
+
+@record(84)
+@dataclass(frozen=True, slots=True)
+class RevokeKeys:
+    """Let these keys and tokens of a client count for nothing from now on; all that it has if none is named."""
+
+    client: Name
+    key_ids: Annotated[tuple[KeyId, ...], Within(0, 1024)]
+    reason: Text
+
+
+@record(85)
+@dataclass(frozen=True, slots=True)
+class ReleaseClient:
+    """Let a client that was frozen or banned take part again."""
+
+    client: Name
+    reason: Text
+
+
+@record(86)
+@dataclass(frozen=True, slots=True)
+class BanClient:
+    """Take nothing of a client from now on."""
+
+    client: Name
+    reason: Text
+
+
+Order = EnrolClient | EndFederation | AdmitToken | RevokeKeys | ReleaseClient | BanClient
+ORDERS = (EnrolClient, EndFederation, AdmitToken, RevokeKeys, ReleaseClient, BanClient)
+"""What an operator can command."""

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, record
 from refold.schemas.checkpoints import SignedCheckpoint
+from refold.schemas.identity import ClientEnrolled as ClientEnrolled
+from refold.schemas.identity import CommandId
+from refold.schemas.identity import PublicKey as PublicKey
 from refold.schemas.merkle import MAX_PATH
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload
@@ -14,7 +17,6 @@ from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, grown
 from refold.schemas.updates import KeyId, Metrics, Nonce
 
 Reason = Annotated[str, Within(1, 64)]
-PublicKey = Annotated[bytes, Within(32, 32)]
 Parameters = Annotated[tuple[tuple[Name, float], ...], Within(0, 64)]
 
 
@@ -99,16 +101,6 @@ class Genesis:
     time_ms: Uint
     log_keys: Annotated[tuple[PublicKey, ...], Within(0, 64)] = ()
     identity: Identity = field(default_factory=lambda: Identity(True, ()))
-
-
-@record(41)
-@dataclass(frozen=True, slots=True)
-class ClientEnrolled:
-    """From here on this key speaks for this client."""
-
-    client: Name
-    public_key: PublicKey
-    command_id: Annotated[bytes, Within(16, 16)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,13 +209,18 @@ class RoundClosed:
     next_plan: RoundPlan
 
 
-@record(46)
+def _uncommanded(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*fields, None)
+
+
+@record(46, version=2, upcasts={1: _uncommanded})
 @dataclass(frozen=True, slots=True)
 class FederationEnded:
-    """Nothing is accepted after this."""
+    """Nothing is accepted after this. `command_id` where an operator ended it, none where its rounds are done."""
 
     round: Uint
     reason: Text
+    command_id: CommandId | None = None
 
 
 @record(50, version=3, upcasts={1: grown(5), 2: _identified})

@@ -23,7 +23,11 @@ REASONS = MappingProxyType(
         "wrong-federation": PROTOCOL,
         "not-enrolled": PROTOCOL,
         "unknown-key": PROTOCOL,
+        "revoked-key": PROTOCOL,
         "signature": INTEGRITY,
+        "frozen": PROTOCOL,
+        "banned": PROTOCOL,
+        "over-limit": PROTOCOL,
         # The bytes it names.
         "missing-chunk": INTEGRITY,
         "chunk-digest": INTEGRITY,

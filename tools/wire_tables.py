@@ -19,7 +19,7 @@ from typing import Any
 from wire_shapes import kinds, numbered, shapes
 
 from refold.bus import contract, ledger, payloads, topics
-from refold.consumers import attempts, inspection, liveness, planning, roster, window
+from refold.consumers import attempts, inspection, liveness, planning, standing, window
 from refold.schemas import canonical, codec, commits, layout, model, payload
 from refold.schemas.reasons import REASONS
 from refold.state import aggregation, delta, lattice
@@ -37,6 +37,10 @@ MEANINGS = {
     "wrong-federation": "The body names another federation. No receipt.",
     "not-enrolled": "Nobody enrolled a client of this name. No receipt.",
     "unknown-key": "The key is not one of this client's. No receipt.",
+    "revoked-key": "The key was this client's, and was revoked or replaced before. No receipt.",
+    "frozen": "The client sent two updates under one number, and was not released since. No receipt.",
+    "banned": "An operator banned the client. No receipt.",
+    "over-limit": "The client has sent as many new updates as it may while this round is open. No receipt.",
     "signature": "The signature is not the key's over this body. No receipt.",
     "missing-chunk": "A chunk that the manifest names never came.",
     "chunk-digest": "A chunk's bytes are not those of its digest.",
@@ -139,7 +143,7 @@ def limits() -> str:
         ("weight of an update, in medians of its cohort", planning.WEIGHT_CAP, ""),
         ("events inside one commit", commits.MAX_INLINE_EVENTS_BYTES, "bytes"),
         ("`EventList` records that a reader keeps until their commit comes", ledger.WINDOW_CHUNKS, ""),
-        ("judged updates, sequence numbers and rounds remembered of a client", roster.REMEMBERED, ""),
+        ("judged updates, sequence numbers and rounds remembered of a client", standing.REMEMBERED, ""),
         ("a chunk may wait for its manifest", window.GRACE_S, "s"),
         ("heartbeats missed until a client is not waited for", liveness.BEATS_MISSED, ""),
         ("… but never sooner than", liveness.LEAST_SILENCE_S, "s"),

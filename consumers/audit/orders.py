@@ -1,4 +1,4 @@
-"""Enrolments: each follows from a command that an operator signed."""
+"""Commands: whatever is done in an operator's name follows from a command that an operator signed."""
 
 from __future__ import annotations
 
@@ -8,39 +8,73 @@ from refold.bus.contract import Bus, Place
 from refold.bus.ranges import records_in
 from refold.bus.topics import Topics
 from refold.consumers.audit.findings import STANDING, Finding
+from refold.consumers.audit.identity import Changed
 from refold.consumers.commands import signed_part
 from refold.schemas.canonical import decode
-from refold.schemas.checks import Command, EndFederation, EnrolClient
+from refold.schemas.checks import (
+    AdmitToken,
+    BanClient,
+    Command,
+    EndFederation,
+    EnrolClient,
+    ReleaseClient,
+    RevokeKeys,
+)
 from refold.schemas.errors import InvalidRecord
-from refold.schemas.events import ClientEnrolled, Genesis
+from refold.schemas.events import FederationEnded, Genesis
+from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
 from refold.schemas.keys import COMMAND_TAG, key_id, verify
 
-Enrolment = tuple[int, int, ClientEnrolled]
-"""Index and offset in `accepted`, and the event."""
+Done = tuple[int, int, Changed | FederationEnded]
+"""Index and offset in `accepted`, and an event that names a command."""
 
 
-def audit_enrolments(bus: Bus, topics: Topics, genesis: Genesis, enrolments: list[Enrolment]) -> Iterator[Finding]:
-    """Yield the enrolments that no operator ordered."""
-    ordered = _signed_enrolments(bus, topics, genesis)
-    for index, offset, event in enrolments:
-        if ordered.get(event.command_id) != (event.client, event.public_key):
-            what = f"{event.client!r} was enrolled without a command that an operator signed"
-            hint = "whoever wrote `accepted` let this key in by themselves"
-            yield Finding(STANDING, what, hint, topics.accepted, 0, offset, index, event.client)
+def audit_orders(bus: Bus, topics: Topics, genesis: Genesis, done: list[Done]) -> Iterator[Finding]:
+    """Yield what no operator ordered."""
+    ordered = _signed_orders(bus, topics, genesis)
+    for index, offset, event in done:
+        if event.command_id is None or _follows(event, ordered.get(event.command_id)):
+            continue
+        client = None if isinstance(event, FederationEnded) else event.client
+        what = f"a {type(event).__name__}{f' of {client!r}' if client else ''} without a command that an operator signed"
+        yield Finding(
+            STANDING, what, "whoever wrote `accepted` did this by themselves", topics.accepted, 0, offset, index, client
+        )
 
 
-def _signed_enrolments(bus: Bus, topics: Topics, genesis: Genesis) -> dict[bytes, tuple[str, bytes]]:
+def _follows(event: Changed | FederationEnded, order: object) -> bool:
+    """Whether an event is what an order asks for."""
+    match event, order:
+        case ClientEnrolled(), EnrolClient():
+            return (event.client, event.public_key) == (order.client, order.public_key)
+        case TokenAdmitted(), AdmitToken():
+            asked = (order.client, order.public_key, order.last_round)
+            return (event.client, event.public_key, event.last_round) == asked
+        case ClientRevoked(), RevokeKeys():
+            same = (event.client, event.reason) == (order.client, order.reason)
+            return same and event.key_ids == (order.key_ids or event.key_ids)
+        case ClientReleased(), ReleaseClient():
+            return (event.client, event.reason) == (order.client, order.reason)
+        case ClientBanned(), BanClient():
+            return (event.client, event.reason) == (order.client, order.reason)
+        case FederationEnded(), EndFederation():
+            return event.reason == order.reason
+    return False
+
+
+def _signed_orders(bus: Bus, topics: Topics, genesis: Genesis) -> dict[bytes, object]:
+    """Return every order that an operator of this federation signed, by its command's id."""
     operators = {key_id(public): public for public in genesis.operator_keys}
     place = Place(topics.commands, 0)
-    found: dict[bytes, tuple[str, bytes]] = {}
+    found: dict[bytes, object] = {}
     for record in records_in(bus, place, bus.begin_offset(place), bus.end_offset(place) - 1):
         try:
             command = decode(record.value or b"", Command)
-            body: EnrolClient | EndFederation = decode(command.body, EnrolClient, EndFederation)
+            order = decode(command.body)
         except InvalidRecord:
             continue
         public = operators.get(command.key_id)
         signed = public is not None and verify(public, COMMAND_TAG, signed_part(command), command.signature)
-        if signed and command.federation == genesis.federation and isinstance(body, EnrolClient):
-            found.setdefault(command.command_id, (body.client, body.public_key))
+        if signed and command.federation == genesis.federation:
+            found.setdefault(command.command_id, order)
     return found

@@ -11,7 +11,8 @@ from refold.bus.topics import Topics
 from refold.consumers.audit.chain import ChainScan
 from refold.consumers.audit.checkpoints import CheckpointAudit
 from refold.consumers.audit.findings import CHAIN, Finding, Progress, Summary
-from refold.consumers.audit.orders import Enrolment, audit_enrolments
+from refold.consumers.audit.identity import CHANGES
+from refold.consumers.audit.orders import Done, audit_orders
 from refold.consumers.audit.replay import ReplayAudit
 from refold.consumers.audit.rounds import Made, RoundAudit
 from refold.consumers.audit.snapshots import SnapshotAudit
@@ -19,7 +20,7 @@ from refold.consumers.audit.sources import SourceAudit
 from refold.consumers.audit.verdicts import VerdictAudit
 from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.errors import NotFoundError
-from refold.schemas.events import ClientEnrolled
+from refold.schemas.events import FederationEnded
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -60,7 +61,7 @@ class Audit:
         self._topics = topics
         self._quick = quick
         self._replay: ReplayAudit | None = None
-        self._enrolments: list[Enrolment] = []
+        self._done: list[Done] = []
         self.summary = Summary()
         self._checkpoints = CheckpointAudit(topics, self.summary, against)
 
@@ -95,7 +96,7 @@ class Audit:
             self._let_go(accepted, rounds)
         if told.genesis is None:
             return
-        yield from audit_enrolments(self._bus, self._topics, told.genesis, self._enrolments)
+        yield from audit_orders(self._bus, self._topics, told.genesis, self._done)
         yield from SourceAudit(self._bus, self._topics, verdicts, self.summary).findings(progress)
         yield from snapshots.findings(told.genesis.schema, told.lineage, progress, load=not self._quick)
 
@@ -130,8 +131,8 @@ class Audit:
         yield from told.fold_accepted(entry)
         self._checkpoints.fold_accepted(entry)
         for index, event in entry.indexed():
-            if isinstance(event, ClientEnrolled):
-                self._enrolments.append((index, entry.offset, event))
+            if isinstance(event, (*CHANGES, FederationEnded)):
+                self._done.append((index, entry.offset, event))
 
     def _replayed(self, made: Made, told: RoundAudit, snapshots: SnapshotAudit) -> Iterator[Finding]:
         if self._quick or told.genesis is None:

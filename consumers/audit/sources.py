@@ -13,6 +13,7 @@ from refold.consumers.audit.findings import ONE_VERDICT, Finding, Progress, Summ
 from refold.consumers.audit.verdicts import Row, VerdictAudit
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
+from refold.schemas.identity import KeyRequest
 from refold.schemas.updates import ClientUpdate
 
 
@@ -62,12 +63,15 @@ class SourceAudit:
     def _is_it(self, record: Record, row: Row) -> bool:
         """Whether a record has the digest that its verdict names."""
         data = record.value or b""
-        if row.client is None:
-            return row.count > 1 or blake3.blake3(data).digest() == row.digest
+        if row.of == "record":
+            return not row.names_all or blake3.blake3(data).digest() == row.digest
         try:
-            return decode(data, ClientUpdate).digest == row.digest
+            found: KeyRequest | ClientUpdate = decode(data, KeyRequest, ClientUpdate)
         except InvalidRecord:
             return False
+        if isinstance(found, KeyRequest) != (row.of == "request"):
+            return False
+        return found.body.client == row.client and (not row.names_all or found.digest == row.digest)
 
     def _at(self, what: str, partition: int, offset: int, hint: str, row: Row | None = None) -> Finding:
         index, client = (row.index, row.client) if row else (None, None)
@@ -75,9 +79,13 @@ class SourceAudit:
 
 
 def _row_around(offset: int, rows: list[Row], room: dict[int, int]) -> Row | None:
-    """Return a verdict on a row of updates whose inner ones are not named, and use up one of its places."""
-    for row in rows:
-        if row.first < offset < row.last and room.get(id(row), 0) > 0:
-            room[id(row)] -= 1
-            return row
-    return None
+    """Return a verdict on a row of updates whose inner ones are not named, and use up one of its places.
+
+    Rows may overlap; offsets come in order, and so the row that ends first is the one that has no other.
+    """
+    around = [row for row in rows if row.first < offset < row.last and room.get(id(row), 0) > 0]
+    if not around:
+        return None
+    found = min(around, key=lambda row: row.last)
+    room[id(found)] -= 1
+    return found

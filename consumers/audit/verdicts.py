@@ -13,23 +13,30 @@ from typing import Any
 
 from refold.bus.ledger import Entry
 from refold.consumers.audit.findings import ACCEPTED_ONCE, ONE_VERDICT, STANDING, Finding, Summary
+from refold.consumers.audit.identity import CHANGES, IdentityAudit
 from refold.schemas.commits import PartitionPosition
 from refold.schemas.events import (
-    ClientEnrolled,
     FederationEnded,
     Genesis,
-    Origin,
     RoundClosed,
     Unattributed,
     UpdateAccepted,
     UpdateRejected,
 )
-from refold.schemas.keys import key_id
+from refold.schemas.identity import ClientEnrolled, UpdatesRefused
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The sources of one verdict: the first and last manifest, and how many there are."""
+    """The sources of one verdict: the first and last manifest, how many there are, and what they are.
+
+    Parameters
+    ----------
+    of
+        ``update``, ``request`` for a key, or ``record`` where nobody is held to it; `digest` is that of the first one.
+    names_all
+        Whether all of them have the same digest.
+    """
 
     partition: int
     first: int
@@ -38,6 +45,8 @@ class Row:
     index: int
     digest: bytes
     client: str | None
+    of: str = "update"
+    names_all: bool = True
 
     @property
     def is_sound(self) -> bool:
@@ -56,7 +65,16 @@ def row_of(index: int, event: Any) -> Row | None:
             origin = event.origin
             return Row(origin.partition, origin.offset, event.last_offset, event.count, index, origin.digest, origin.client)
         case Unattributed():
-            return Row(event.partition, event.first_offset, event.last_offset, event.count, index, event.digest, None)
+            alone = event.count == 1
+            found = (event.partition, event.first_offset, event.last_offset, event.count, index, event.digest)
+            return Row(*found, None, "record", alone)
+        case UpdatesRefused():
+            alone = event.count == 1
+            found = (event.partition, event.first_offset, event.last_offset, event.count, index, event.digest)
+            return Row(*found, event.client, "update", alone)
+        case ClientEnrolled() if event.request is not None:
+            request = event.request
+            return Row(request.partition, request.offset, request.offset, 1, index, request.digest, event.client, "request")
     return None
 
 
@@ -74,8 +92,7 @@ class VerdictAudit:
         self._topic = topic
         self._summary = summary
         self._keep_from = keep_from
-        self._keys: dict[str, set[bytes]] = {}
-        self._commands: dict[bytes, int] = {}
+        self._identity = IdentityAudit()
         self._ended: int | None = None
         self._by_round: dict[tuple[str, int, str], int] = {}
         self.covered: dict[int, PartitionPosition] = {}
@@ -132,35 +149,41 @@ class VerdictAudit:
     def _event(self, index: int, event: Any, entry: Entry) -> Iterator[Finding]:
         match event:
             case Genesis():
+                self._identity.begin(event)
                 if index:
                     yield self._at(STANDING, "a second genesis", entry, index)
-            case ClientEnrolled():
-                yield from self._enrolled(index, event, entry)
             case UpdateAccepted():
                 yield from self._accepted(index, event, entry)
             case UpdateRejected():
                 self._summary.rejected[event.reasons[0]] += event.count
-                yield from self._known(index, event.origin, entry)
+                yield from self._standing(self._identity.verdict(event.origin), index, entry, event.origin.client)
+                self._identity.rejected(event)
+            case UpdatesRefused():
+                self._summary.rejected[event.reason] += event.count
+                yield from self._standing(self._identity.together(event), index, entry, event.client)
             case Unattributed():
                 self._summary.unattributed[event.reason] += event.count
-            case FederationEnded():
-                self._ended = index
-            case RoundClosed() if self._ended is not None:
-                what = f"round {event.round} is closed after the federation ended at event {self._ended}"
-                yield self._at(STANDING, what, entry, index, round_=event.round)
+            case RoundClosed():
+                self._identity.close(event.round)
+                yield from self._closed(index, event, entry)
+            case _ if isinstance(event, (*CHANGES, FederationEnded)):
+                yield from self._changed(index, event, entry)
 
-    def _enrolled(self, index: int, event: ClientEnrolled, entry: Entry) -> Iterator[Finding]:
-        self._keys.setdefault(event.client, set()).add(key_id(event.public_key))
-        self._summary.clients = len(self._keys)
-        first = self._commands.setdefault(event.command_id, index)
-        if first != index:
-            what = f"command {event.command_id.hex()} is taken a second time, first by event {first}"
-            yield self._at(STANDING, what, entry, index, client=event.client)
+    def _changed(self, index: int, event: Any, entry: Entry) -> Iterator[Finding]:
+        client = None if isinstance(event, FederationEnded) else event.client
+        yield from self._standing(self._identity.change(index, event), index, entry, client)
+        self._summary.clients = self._identity.count
+        if isinstance(event, FederationEnded):
+            self._ended = index
 
-    def _known(self, index: int, origin: Origin, entry: Entry) -> Iterator[Finding]:
-        if origin.key_id not in self._keys.get(origin.client, ()):
-            what = f"a verdict on {origin.client!r}, whose key {origin.key_id.hex()} is not enrolled by then"
-            yield self._at(STANDING, what, entry, index, client=origin.client)
+    def _closed(self, index: int, event: RoundClosed, entry: Entry) -> Iterator[Finding]:
+        if self._ended is not None:
+            what = f"round {event.round} is closed after the federation ended at event {self._ended}"
+            yield self._at(STANDING, what, entry, index, round_=event.round)
+
+    def _standing(self, faults: Iterator[str], index: int, entry: Entry, client: str | None) -> Iterator[Finding]:
+        for what in faults:
+            yield self._at(STANDING, what, entry, index, client=client)
 
     def _accepted(self, index: int, event: UpdateAccepted, entry: Entry) -> Iterator[Finding]:
         origin = event.origin
@@ -169,7 +192,8 @@ class VerdictAudit:
             self._summary.evaluations += 1
         else:
             self._summary.accepted += 1
-        yield from self._known(index, origin, entry)
+        yield from self._standing(self._identity.verdict(origin), index, entry, origin.client)
+        yield from self._standing(self._identity.accepted(origin), index, entry, origin.client)
         if self._ended is not None:
             what = f"an update is accepted after the federation ended at event {self._ended}"
             yield self._at(STANDING, what, entry, index, client=origin.client, round_=round_)

@@ -7,7 +7,6 @@ from typing import Any
 from refold.cli.output import short
 from refold.schemas.checks import Alert, Attempted, Checked, Command, Quarantined
 from refold.schemas.events import (
-    ClientEnrolled,
     FederationEnded,
     FederationOpened,
     Genesis,
@@ -21,8 +20,20 @@ from refold.schemas.events import (
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.identity import (
+    ClientBanned,
+    ClientEnrolled,
+    ClientNotices,
+    ClientReleased,
+    ClientRevoked,
+    KeyRequest,
+    TokenAdmitted,
+    UpdatesRefused,
+)
 from refold.schemas.keys import key_id
 from refold.schemas.updates import ClientUpdate, Heartbeat
+
+ANYONE = "clients are not identified, anyone may take part under any name"
 
 
 def round_of(event: Any) -> int | None:
@@ -40,8 +51,12 @@ def clients_of(event: Any) -> frozenset[str]:
     match event:
         case UpdateAccepted() | UpdateRejected():
             return frozenset({event.origin.client})
-        case ClientEnrolled() | Quarantined() | Heartbeat():
+        case ClientEnrolled() | TokenAdmitted() | ClientRevoked() | ClientReleased() | ClientBanned() | UpdatesRefused():
             return frozenset({event.client})
+        case Quarantined() | Heartbeat():
+            return frozenset({event.client})
+        case ClientNotices():
+            return frozenset(notice.client for notice in event.notices)
         case RoundClosed() | RoundCommitted():
             return frozenset(member.client for member in event.members)
         case Receipts():
@@ -52,12 +67,9 @@ def clients_of(event: Any) -> frozenset[str]:
 def one_line(event: Any) -> str:
     """Return what an event says, without its type."""
     match event:
-        case Genesis():
-            return f"{event.federation}: {event.schema.size:,} parameters, {event.optimizer}, state {short(event.state_digest)}"
-        case FederationOpened():
-            return f"{event.federation}: {event.schema.size:,} parameters, {event.optimizer}, state {short(event.state_digest)}"
-        case ClientEnrolled():
-            return f"{event.client}  key {key_id(event.public_key).hex()}"
+        case Genesis() | FederationOpened():
+            said = f"{event.federation}: {event.schema.size:,} parameters, {event.optimizer}, state {short(event.state_digest)}"
+            return said if event.identity.required else f"{said}  INSECURE: {ANYONE}"
         case UpdateAccepted():
             return f"{_origin(event.origin)}  weight {event.weight}  {_metrics(event.metrics)}".rstrip()
         case UpdateRejected():
@@ -73,7 +85,31 @@ def one_line(event: Any) -> str:
             return f"{said}  {_members(event.members)}  state {short(event.state_digest)}"
         case Receipts():
             return ", ".join(_receipt(receipt) for receipt in event.receipts)
-    return _other_line(event)
+    return _identity_line(event) or _other_line(event)
+
+
+def _identity_line(event: Any) -> str:
+    """Return what an event says of who a client is, or ""."""
+    match event:
+        case ClientEnrolled():
+            request = event.request
+            by = "" if request is None else f"  by {request.kind} {request.authority.hex()}"
+            return f"{event.client}  key {key_id(event.public_key).hex()}{by}"
+        case TokenAdmitted():
+            until = f"  up to round {event.last_round}" if event.last_round else ""
+            return f"{event.client}  token {key_id(event.public_key).hex()}{until}"
+        case ClientRevoked():
+            return f"{event.client}  keys {' '.join(key.hex() for key in event.key_ids)}  {event.reason}".rstrip()
+        case ClientReleased() | ClientBanned():
+            return f"{event.client}  {event.reason}".rstrip()
+        case UpdatesRefused():
+            return f"{_range(event)}  {event.client}  {event.reason}  ×{event.count}"
+        case ClientNotices():
+            return ", ".join(f"{notice.client} {notice.what}" for notice in event.notices)
+        case KeyRequest():
+            body = event.body
+            return f"{body.client}  asks for key {key_id(body.public_key).hex()} by {body.authority.hex()}"
+    return ""
 
 
 def _other_line(event: Any) -> str:
@@ -114,7 +150,7 @@ def _members(members: tuple[Any, ...]) -> str:
     return f"{len(members)} members" + (f", {kept} not applied" if kept else "")
 
 
-def _range(event: Unattributed) -> str:
+def _range(event: Unattributed | UpdatesRefused) -> str:
     last = f" to {event.last_offset}" if event.last_offset != event.first_offset else ""
     return f"{event.partition}/{event.first_offset}{last}"
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import string
-import time
 from pathlib import Path
 
 import click
 
-from refold.bus.ledger import LedgerReader
 from refold.cli.options import Common, common
+from refold.cli.ordering import order
 from refold.cli.output import note, say, say_json
-from refold.federation import Federation
-from refold.schemas.errors import TryAgainError, UsageError
-from refold.schemas.events import ClientEnrolled
+from refold.schemas.checks import EnrolClient
+from refold.schemas.errors import UsageError
 from refold.schemas.keys import SigningKey, key_id, load_public
-
-POLL_S = 0.2
 
 
 @click.command(short_help="Let a key speak for a client.")
@@ -38,12 +34,7 @@ def enroll(common: Common, name: str, key: str | None, new_key: str | None, wait
     with common.federation() as federation:
         federation.keyring.operator()
         public = _new(Path(new_key)) if new_key is not None else _given(key or "")
-        reader = LedgerReader(federation.bus, federation.topics.accepted)
-        try:
-            command = federation.enroll(name, public)
-            index = _wait(federation, reader, command, timeout) if wait else None
-        finally:
-            reader.close()
+        command, index = order(federation, EnrolClient(name, public), timeout_s=timeout if wait else None)
     if common.json:
         said = {"client": name, "public_key": public.hex(), "key_id": key_id(public).hex()}
         say_json({**said, "command": command.hex(), "index": index})
@@ -66,25 +57,3 @@ def _given(text: str) -> bytes:
     if len(text) == 64 and set(text) <= set(string.hexdigits) and not Path(text).exists():
         return bytes.fromhex(text)
     return load_public(text)
-
-
-def _wait(federation: Federation, reader: LedgerReader, command: bytes, timeout_s: float) -> int:
-    """Return the index of the enrolment in `accepted`.
-
-    Raises
-    ------
-    TryAgainError
-        Nobody took the command in time; it stays where it is.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        for entry in reader.poll(POLL_S):
-            for index, event in entry.indexed():
-                if isinstance(event, ClientEnrolled) and event.command_id == command:
-                    return index
-        at_end = reader.next_offset >= federation.bus.end_offset(reader.place)
-        if at_end and time.monotonic() > deadline_s:
-            hint = "it is written and will be taken; is a server running? start one with `refold serve`"
-            raise TryAgainError(
-                f"no server took the enrolment within {timeout_s:g} s", topic=federation.topics.commands, hint=hint
-            )

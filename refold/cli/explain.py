@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from refold.bus.ledger import Entry
-from refold.cli.describe import one_line
 from refold.cli.output import facts, short, table, time_text
+from refold.consumers.roster import Roster
 from refold.jsonable import to_json
 from refold.producers.lineage import Lineage
 from refold.schemas.events import (
-    ClientEnrolled,
     Genesis,
     RoundClosed,
     RoundCommitted,
@@ -20,12 +18,10 @@ from refold.schemas.events import (
     UpdateAccepted,
     UpdateRejected,
 )
-from refold.schemas.keys import key_id
 from refold.schemas.plans import Everyone, RoundPlan
 
 Verdict = UpdateAccepted | UpdateRejected
 Explained = tuple[dict[str, Any], list[str]]
-LAST_VERDICTS = 12
 
 
 class Facts:
@@ -34,7 +30,14 @@ class Facts:
     def __init__(self, accepted: list[Entry], rounds: list[Entry]) -> None:
         self.accepted = [(i, event, entry.commit.time_ms) for entry in accepted for i, event in entry.indexed()]
         self.rounds = [(i, event, entry.commit.time_ms) for entry in rounds for i, event in entry.indexed()]
-        self.clients = {event.client for _, event, _ in self.accepted if isinstance(event, ClientEnrolled)}
+        self.roster: Roster | None = None
+        for entry in accepted:
+            genesis = entry.events[0] if entry.events else None
+            if self.roster is None and isinstance(genesis, Genesis):
+                self.roster = Roster.of(genesis)
+            if self.roster is not None:
+                self.roster.fold(entry)
+        self.clients = set(self.roster.clients) if self.roster is not None else set()
 
     def verdicts(self) -> Iterable[tuple[int, Verdict, int]]:
         """Yield every verdict on an update that someone is held to, with its index and time."""
@@ -103,41 +106,6 @@ def explain_update(found: Facts, digest: bytes) -> Explained:
         total = sum(member.weight for member in closed.members) or 1
         share = "kept, not applied" if not weight else f"weight {weight} of {total}, {100 * weight / total:.1f} %"
         lines += ["", f"in round {closed.round}: {share}"]
-    return told, lines
-
-
-def explain_client(found: Facts, client: str) -> Explained:
-    """Say which keys a client has, in which sessions it came, and what was decided of what it sent."""
-    keys = [(i, e, ms) for i, e, ms in found.accepted if isinstance(e, ClientEnrolled) and e.client == client]
-    verdicts = [(i, e, ms) for i, e, ms in found.verdicts() if e.origin.client == client]
-    sessions = sorted({(e.origin.session_index, e.origin.session_nonce) for _, e, _ in verdicts})
-    accepted = sum(isinstance(event, UpdateAccepted) for _, event, _ in verdicts)
-    reasons: Counter[str] = Counter()
-    for _, event, _ in verdicts:
-        if isinstance(event, UpdateRejected):
-            reasons[event.reasons[0]] += event.count
-    lines = [
-        *facts(
-            [
-                ("client", client),
-                *[("key", f"{key_id(e.public_key).hex()}, {time_text(ms)}, event {i}") for i, e, ms in keys],
-                ("sessions", len(sessions)),
-                ("accepted", accepted),
-                ("refused", ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or 0),
-            ]
-        ),
-    ]
-    if verdicts:
-        lines += ["", f"last {min(LAST_VERDICTS, len(verdicts))} verdicts:"]
-    lines += [f"  {i:>6}  {time_text(ms)}  {type(e).__name__:<14}  {one_line(e)}" for i, e, ms in verdicts[-LAST_VERDICTS:]]
-    told = {
-        "client": client,
-        "keys": [{"index": i, "time_ms": ms, **to_json(e)} for i, e, ms in keys],
-        "sessions": [{"index": index, "nonce": nonce.hex()} for index, nonce in sessions],
-        "accepted": accepted,
-        "refused": dict(reasons),
-        "verdicts": [{"index": i, "time_ms": ms, "type": type(e).__name__, **to_json(e)} for i, e, ms in verdicts],
-    }
     return told, lines
 
 

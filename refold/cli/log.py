@@ -14,23 +14,29 @@ from refold.cli.options import Common, common
 from refold.cli.output import say, say_json, time_text
 from refold.consumers.attached import LEDGERS
 from refold.jsonable import event_json
-from refold.schemas import events
+from refold.schemas import events, identity
 from refold.schemas.errors import UsageError
 
 POLL_S = 0.5
 TYPES = (
     "Genesis",
     "ClientEnrolled",
+    "TokenAdmitted",
+    "ClientRevoked",
+    "ClientReleased",
+    "ClientBanned",
     "UpdateAccepted",
     "UpdateRejected",
+    "UpdatesRefused",
     "Unattributed",
     "RoundClosed",
     "FederationEnded",
     "FederationOpened",
     "RoundCommitted",
     "Receipts",
+    "ClientNotices",
 )
-assert all(hasattr(events, name) for name in TYPES)
+assert all(hasattr(events, name) or hasattr(identity, name) for name in TYPES)
 
 
 @click.command(short_help="Print the events of a log.")

@@ -1,4 +1,4 @@
-"""``refold quarantine``: refused updates, kept with their original bytes. Read only."""
+"""``refold quarantine``: refused updates, kept with their original bytes, and clients that are kept out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from refold.bus.payloads import PayloadReader
 from refold.bus.ranges import records_in
 from refold.bus.topics import is_chunk
 from refold.cli.options import Common, common
+from refold.cli.ordering import order
 from refold.cli.output import facts, note, say, say_json, size_text, table, time_text
 from refold.federation import Federation
 from refold.jsonable import to_json
 from refold.schemas.canonical import decode
-from refold.schemas.checks import Quarantined
+from refold.schemas.checks import BanClient, Quarantined, ReleaseClient
 from refold.schemas.errors import InvalidRecord, NotFoundError, UsageError
 from refold.schemas.updates import ClientUpdate
 
@@ -25,9 +26,9 @@ SAID = ("kind", "base_round", "codec", "num_examples", "metrics", "sequence", "n
 """What `show` tells of a manifest."""
 
 
-@click.group(short_help="List and show refused updates.")
+@click.group(short_help="List and show refused updates; ban and release clients.")
 def quarantine() -> None:
-    """List and show refused updates: kept with the reason and their original bytes, never applied."""
+    """List and show refused updates, which are kept and never applied; keep clients out, and let them in again."""
 
 
 @quarantine.command("list")
@@ -87,6 +88,37 @@ def show(common: Common, update: str, output: str | None) -> None:
         say_json(told)
     else:
         _tell(told)
+
+
+@quarantine.command("ban")
+@common
+@click.argument("name")
+@click.option("--reason", default="", help="Why; it is kept in the log.")
+@click.option("--wait/--no-wait", default=True, help="Wait until the server has taken it.  [wait]")
+@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait.")
+def ban(common: Common, name: str, reason: str, wait: bool, timeout: float) -> None:
+    """Take nothing of the client NAME from now on. What was accepted stays. Needs the operator's key."""
+    _ordered(common, BanClient(name, reason), "banned", timeout if wait else None)
+
+
+@quarantine.command("release")
+@common
+@click.argument("name")
+@click.option("--reason", default="", help="Why; it is kept in the log.")
+@click.option("--wait/--no-wait", default=True, help="Wait until the server has taken it.  [wait]")
+@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait.")
+def release(common: Common, name: str, reason: str, wait: bool, timeout: float) -> None:
+    """Let the client NAME, frozen or banned, take part again. What was refused stays so. Needs the operator's key."""
+    _ordered(common, ReleaseClient(name, reason), "released", timeout if wait else None)
+
+
+def _ordered(common: Common, asked: BanClient | ReleaseClient, done: str, timeout_s: float | None) -> None:
+    with common.federation() as federation:
+        command, index = order(federation, asked, timeout_s=timeout_s)
+    if common.json:
+        say_json({"client": asked.client, "command": command.hex(), "index": index})
+    else:
+        say(f"{asked.client}  {'ordered' if index is None else f'{done} by event {index}'}")
 
 
 def _kept(federation: Federation) -> Iterator[tuple[Record, Quarantined]]:

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from refold.bus.ledger import read_all
-from refold.cli.explain import Facts, explain_client, explain_round, explain_update
+from refold.cli.explain import Facts, explain_round, explain_update
+from refold.cli.explain_client import explain_client
 from refold.cli.options import Common, common
 from refold.cli.output import say, say_json
 from refold.federation import Federation

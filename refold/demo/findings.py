@@ -73,7 +73,7 @@ def _finding(fault: Fault, verdicts: dict[str, list[Event]]) -> Finding:
 
 
 def _reasons(event: Event) -> list[str]:
-    if event["type"] == "Unattributed":
+    if event["type"] in ("Unattributed", "UpdatesRefused"):
         return [event["reason"]]
     return list(event.get("reasons", ()))
 
@@ -85,6 +85,6 @@ def count_updates(log: Iterable[Event]) -> dict[str, Any]:
     for event in log:
         if event["type"] == "UpdateAccepted":
             accepted += 1
-        elif event["type"] in ("UpdateRejected", "Unattributed"):
+        elif event["type"] in ("UpdateRejected", "UpdatesRefused", "Unattributed"):
             rejected[_reasons(event)[0]] += event["count"]
     return {"received": accepted + rejected.total(), "accepted": accepted, "rejected": dict(sorted(rejected.items()))}

@@ -9,7 +9,6 @@ from typing import Any
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import (
-    ClientEnrolled,
     FederationEnded,
     Genesis,
     RoundClosed,
@@ -17,11 +16,22 @@ from refold.schemas.events import (
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.identity import (
+    ClientBanned,
+    ClientEnrolled,
+    ClientReleased,
+    ClientRevoked,
+    KeyRequest,
+    TokenAdmitted,
+    UpdatesRefused,
+)
 from refold.schemas.updates import ClientUpdate
 from tests.checker.chain import Kept, Source, Step, events_of
 from tests.checker.findings import Findings, Log
 
-KNOWN = (Genesis, ClientEnrolled, UpdateAccepted, UpdateRejected, Unattributed, RoundClosed, FederationEnded)
+COMMANDED = (ClientEnrolled, TokenAdmitted, ClientRevoked, ClientReleased, ClientBanned, FederationEnded)
+VERDICTS = (UpdateAccepted, UpdateRejected, UpdatesRefused, Unattributed)
+KNOWN = (Genesis, RoundClosed, *VERDICTS, *COMMANDED)
 
 
 def check_dense(findings: Findings, name: str, steps: list[Step]) -> None:
@@ -40,7 +50,9 @@ def check_verdicts(findings: Findings, log: Log) -> int:
     copies: dict[tuple[int, bytes | None], list[Source]] = {}
     for source, digest in digests.items():
         copies.setdefault((source[0], digest), []).append(source)
+    requests = {(kept.partition, kept.offset): _request(kept) for kept in log.sent}
     anonymous: Counter[int] = Counter()
+    together: list[UpdatesRefused] = []
     for event in events_of(log.accepted):
         if isinstance(event, UpdateAccepted):
             source = (event.origin.partition, event.origin.offset)
@@ -58,17 +70,61 @@ def check_verdicts(findings: Findings, log: Log) -> int:
         elif isinstance(event, Unattributed):
             findings.reasons[event.reason] += event.count
             anonymous[event.partition] += event.count
+        elif isinstance(event, UpdatesRefused):
+            findings.reasons[event.reason] += event.count
+            together.append(event)
+        elif isinstance(event, ClientEnrolled) and event.request is not None:
+            source = (event.request.partition, event.request.offset)
+            verdicts[source] += 1
+            _check_request(findings, event, requests.get(source))
         elif not isinstance(event, KNOWN):
             findings.unknown[type(event).__name__] += 1
     for source, count in verdicts.items():
         findings.demand(count == 1, f"{count} verdicts on the update at {source}")
         findings.demand(source in digests, f"a verdict on nothing at {source}")
+    _spread(findings, together, updates, verdicts)
     nobody = Counter(source[0] for source in digests if source not in verdicts)
     for partition, count in anonymous.items():
         findings.demand(
             count <= nobody[partition], f"{count} unattributed in partition {partition}, {nobody[partition]} are there"
         )
     return sum(verdicts.values()) + anonymous.total()
+
+
+def _spread(
+    findings: Findings, together: list[UpdatesRefused], updates: dict[Source, ClientUpdate | None], verdicts: Counter[Source]
+) -> None:
+    """Find the updates that rows of refusals mean: of the row's client, between its ends, and without another verdict.
+
+    Rows overlap; each takes the ones that lie first, and the rows that end first take theirs first.
+    """
+    free: dict[tuple[int, str], list[Source]] = {}
+    for source, update in sorted(updates.items()):
+        if update is not None and source not in verdicts:
+            free.setdefault((source[0], update.body.client), []).append(source)
+    for event in sorted(together, key=lambda event: event.last_offset):
+        there = free.get((event.partition, event.client), [])
+        inside = [source for source in there if event.first_offset <= source[1] <= event.last_offset]
+        ends = {(event.partition, event.first_offset), (event.partition, event.last_offset)}
+        taken = sorted(ends, reverse=True)[: event.count]
+        taken += [source for source in inside if source not in ends][: event.count - len(taken)]
+        what = f"a row of {event.count} refusals of {event.client} names {len(inside)} updates"
+        findings.demand(len(taken) == event.count and ends <= set(inside), what)
+        verdicts.update(taken)
+        free[event.partition, event.client] = [source for source in there if source not in set(taken)]
+
+
+def _request(kept: Kept) -> KeyRequest | None:
+    try:
+        return decode(kept.value, KeyRequest)
+    except InvalidRecord:
+        return None
+
+
+def _check_request(findings: Findings, event: ClientEnrolled, request: KeyRequest | None) -> None:
+    """A key that was enrolled by request is the one that lay there."""
+    said = (request.body.client, request.body.public_key) if request is not None else None
+    findings.demand(said == (event.client, event.public_key), f"{event.client} was enrolled by a request that is not there")
 
 
 def _update(kept: Kept) -> ClientUpdate | None:
@@ -107,8 +163,10 @@ def check_positions(findings: Findings, log: Log) -> None:
                 judged[event.origin.partition] += 1
             elif isinstance(event, UpdateRejected):
                 judged[event.origin.partition] += event.count
-            elif isinstance(event, Unattributed):
+            elif isinstance(event, Unattributed | UpdatesRefused):
                 judged[event.partition] += event.count
+            elif isinstance(event, ClientEnrolled) and event.request is not None:
+                judged[event.request.partition] += 1
         for part in step.commit.position.updates:
             known = offsets.get(part.partition, [])
             runs = [(0, part.next_offset - 1), *part.judged_above]
@@ -132,9 +190,9 @@ def check_accepted_once(findings: Findings, log: Log) -> None:
             once[event.origin.client, event.origin.base_round + 1, event.origin.kind] += 1
             findings.accepted += 1
             findings.demand(not ended, f"accepted after the end: {event.origin.client}")
-        elif isinstance(event, ClientEnrolled):
+        if isinstance(event, COMMANDED) and event.command_id is not None:
             commands[event.command_id] += 1
-        elif isinstance(event, FederationEnded):
+        if isinstance(event, FederationEnded):
             findings.demand(not ended, "the federation ended twice")
             ended = True
     for what, count in once.items():

@@ -84,6 +84,11 @@ def _with_density(*places: int) -> Raise:
     return raised
 
 
+def _with_nothing(items: list[Any]) -> list[Any]:
+    """What caused it was not told."""
+    return [*items, None]
+
+
 def _with_identity(items: list[Any]) -> list[Any]:
     """There were no log keys, and every client was known."""
     return [*items, [], [True, []]]
@@ -94,7 +99,9 @@ RAISES: dict[tuple[int, int], Raise] = {
     (12, 1): _with_density(),
     (40, 1): _with_density(5, 6),
     (40, 2): _with_identity,
+    (41, 1): _with_nothing,
     (45, 1): _with_density(7),
+    (46, 1): _with_nothing,
     (50, 1): _with_density(5),
     (50, 2): _with_identity,
     (51, 1): _with_density(11),

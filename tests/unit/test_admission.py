@@ -10,7 +10,8 @@ from refold.bus.ledger import Entry
 from refold.consumers.admission import authentic, final_reason, refusal
 from refold.consumers.pending import Pending
 from refold.consumers.planning import plan_round
-from refold.consumers.roster import REMEMBERED, Roster
+from refold.consumers.roster import Roster
+from refold.consumers.standing import REMEMBERED
 from refold.plan import Plan
 from refold.producers.lineage import Lineage
 from refold.schemas.commits import Commit, Position
@@ -20,6 +21,7 @@ from refold.schemas.events import (
     FederationEnded,
     FederationOpened,
     Genesis,
+    Identity,
     RoundClosed,
     RoundCommitted,
     SnapshotPolicy,
@@ -121,7 +123,7 @@ def rejected(made: UpdateBody, offset: int, reason: str) -> UpdateRejected:
 
 
 def who(roster: Roster, update: ClientUpdate) -> str:
-    return authentic(roster, update, update.digest)
+    return authentic(roster, update, update.digest, (0, 50))
 
 
 def test_an_honest_update_is_admitted() -> None:
@@ -213,7 +215,7 @@ def test_a_session_from_beyond_the_log_is_refused() -> None:
 
 
 def test_f36_a_replay_from_beyond_memory_is_still_refused() -> None:
-    made = roster()
+    made = roster(identity=Identity(True, (("updates_per_round", 10_000),)))
     for sequence in range(REMEMBERED + 10):
         tell(made, rejected(body(sequence=sequence), sequence, "schema"))
     assert asked(made, body(sequence=3)) == "replayed"

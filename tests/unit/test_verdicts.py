@@ -109,12 +109,11 @@ def test_other_updates_reasons_or_partitions_are_other_events() -> None:
     assert [(event.origin.offset, event.count) for event in events] == [(1, 1), (2, 1), (3, 1), (4, 1)]
 
 
-def test_rows_are_told_apart_where_another_lies_between() -> None:
+def test_a_row_runs_on_over_what_lies_between() -> None:
     events = refuse(item(1, "duplicate"), item(2, "duplicate"), item(3, "duplicate", client="bob"), item(4, "duplicate"))
     assert [(event.origin.client, event.last_offset, event.count) for event in events] == [
-        ("ann", 2, 2),
+        ("ann", 4, 3),
         ("bob", 3, 1),
-        ("ann", 4, 1),
     ]
 
 

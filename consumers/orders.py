@@ -1,0 +1,77 @@
+"""What an operator's command comes to: the events that it causes, decided from the roster alone."""
+
+from __future__ import annotations
+
+from refold.consumers.roster import Roster
+from refold.consumers.standing import Standing
+from refold.schemas.checks import AdmitToken, EndFederation, EnrolClient, Order, ReleaseClient, RevokeKeys
+from refold.schemas.errors import UsageError
+from refold.schemas.events import FederationEnded
+from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
+from refold.schemas.keys import key_id
+
+
+def subject_of(order: Order) -> str:
+    """Return the client that a command is about, or ""."""
+    return "" if isinstance(order, EndFederation) else order.client
+
+
+def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
+    """Return the events of a command that is taken now; none where it has nothing left to do.
+
+    Raises
+    ------
+    UsageError
+        It cannot be obeyed; the hint says what would help.
+    """
+    match order:
+        case EndFederation():
+            return [] if roster.ended else [FederationEnded(roster.closed, order.reason, command_id)]
+        case EnrolClient():
+            return [_enrolled(roster, order, command_id)]
+        case AdmitToken():
+            return [_admitted(roster, order, command_id)]
+        case RevokeKeys():
+            return [_revoked(roster, order, command_id)]
+        case ReleaseClient():
+            return [_released(roster, order, command_id)]
+    return [ClientBanned(order.client, order.reason, command_id)]
+
+
+def _enrolled(roster: Roster, order: EnrolClient, command_id: bytes) -> ClientEnrolled:
+    standing = roster.clients.get(order.client, Standing())
+    is_new = key_id(order.public_key) not in standing.keys.valid
+    if is_new and len(standing.keys.valid) >= roster.limits.keys:
+        raise UsageError(
+            f"{order.client!r} has {len(standing.keys.valid)} keys and may have {roster.limits.keys}",
+            hint="revoke one first: `refold revoke NAME --key-id ID`",
+        )
+    return ClientEnrolled(order.client, order.public_key, command_id)
+
+
+def _admitted(roster: Roster, order: AdmitToken, command_id: bytes) -> TokenAdmitted:
+    standing = roster.clients.get(order.client, Standing())
+    unused = [token for token in standing.keys.tokens.values() if not token.is_over(roster.closed + 1)]
+    if len(unused) >= roster.limits.tokens:
+        raise UsageError(
+            f"{order.client!r} has {len(unused)} unused tokens and may have {roster.limits.tokens}",
+            hint="cancel one first: `refold revoke NAME --key-id ID`",
+        )
+    return TokenAdmitted(order.client, order.public_key, order.last_round, command_id)
+
+
+def _revoked(roster: Roster, order: RevokeKeys, command_id: bytes) -> ClientRevoked:
+    keys = roster.clients.get(order.client, Standing()).keys
+    speaking = [name for name, retired in keys.retired.items() if retired.before]
+    there = [*keys.valid, *keys.tokens, *speaking]
+    unknown = [name.hex() for name in order.key_ids if name not in there]
+    if unknown or not there:
+        what = f"no valid key or token {', '.join(unknown)}" if unknown else "no valid key and no token"
+        raise UsageError(f"{order.client!r} has {what}", hint="`refold show NAME` lists them")
+    return ClientRevoked(order.client, tuple(order.key_ids or there), order.reason, command_id)
+
+
+def _released(roster: Roster, order: ReleaseClient, command_id: bytes) -> ClientReleased:
+    if not roster.clients.get(order.client, Standing()).state:
+        raise UsageError(f"{order.client!r} is neither frozen nor banned")
+    return ClientReleased(order.client, order.reason, command_id)

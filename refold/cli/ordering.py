@@ -1,0 +1,56 @@
+"""Commands of an operator, from the command line: checked first, then sent, then waited for."""
+
+from __future__ import annotations
+
+import time
+
+from refold.bus.contract import Place
+from refold.bus.ledger import LedgerReader
+from refold.consumers.orders import obeyed
+from refold.federation import Federation
+from refold.schemas.checks import Order
+from refold.schemas.errors import TryAgainError
+
+POLL_S = 0.2
+
+
+def order(federation: Federation, asked: Order, *, timeout_s: float | None) -> tuple[bytes, int | None]:
+    """Send a command; return its id and the index of the event that it caused, None where nobody waits for it.
+
+    Raises
+    ------
+    UsageError
+        It cannot be obeyed, as far as the log says now.
+    TryAgainError
+        Nobody took it in time; it stays where it is.
+    """
+    federation.keyring.operator()
+    _check(federation, asked)
+    reader = LedgerReader(federation.bus, federation.topics.accepted)
+    try:
+        command = federation.command(asked)
+        return command, None if timeout_s is None else _wait(federation, reader, command, timeout_s)
+    finally:
+        reader.close()
+
+
+def _check(federation: Federation, asked: Order) -> None:
+    """Refuse what detection would refuse; while commands wait for it, nobody knows what it will make of this one."""
+    roster = federation.roster()
+    if federation.bus.end_offset(Place(federation.topics.commands, 0)) <= roster.position.commands:
+        obeyed(roster, asked, bytes(16))
+
+
+def _wait(federation: Federation, reader: LedgerReader, command: bytes, timeout_s: float) -> int:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        for entry in reader.poll(POLL_S):
+            for index, event in entry.indexed():
+                if getattr(event, "command_id", None) == command:
+                    return index
+        at_end = reader.next_offset >= federation.bus.end_offset(reader.place)
+        if at_end and time.monotonic() > deadline_s:
+            hint = "it is written and will be taken; is a server running? start one with `refold serve`"
+            raise TryAgainError(
+                f"no server took the command within {timeout_s:g} s", topic=federation.topics.commands, hint=hint
+            )
