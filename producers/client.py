@@ -23,6 +23,7 @@ from refold.producers.residual import Residual
 from refold.producers.residual_file import Amount
 from refold.producers.spending import SpendingFile
 from refold.producers.task import Receipt, Task
+from refold.producers.witness import Witness
 from refold.schemas.canonical import Scalar, decode
 from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError
 from refold.schemas.events import Receipt as ReceiptEvent
@@ -44,8 +45,9 @@ POLL_S = 0.25
 class Client:
     """One client's session. Use as a context manager; belongs to one thread.
 
-    On entry: 1. `rounds` is read to its end, waiting up to `open_timeout_s` for the federation to open, and what it says of
-    sparse updates' fate is acted on (`refold.producers.residual`); 2. what the outbox holds from an earlier life is sent again,
+    On entry: 1. `rounds` is read to its end, waiting up to `open_timeout_s` for the federation to open; it must be the log that
+    an earlier life saw (`refold.producers.witness`), and what it says of sparse updates' fate is acted on
+    (`refold.producers.residual`); 2. what the outbox holds from an earlier life is sent again,
     as the same bytes; 3. a session is opened; 4. heartbeats begin.
 
     Parameters
@@ -84,7 +86,10 @@ class Client:
             None if privacy is None else PrivateUpdates(privacy, SpendingFile(outbox.folder, topics.federation, name))
         )
         self._residual = Residual(outbox.folder, topics.federation, name, private=privacy is not None)
-        self._history = History(bus, topics, on_receipt=self._take_receipt, on_round=self._residual.take_round)
+        self.witness = Witness(outbox.folder, topics.federation, name, clock=self._clock)
+        self._history = History(
+            bus, topics, on_receipt=self._take_receipt, on_round=self._residual.take_round, guard=self.witness.take
+        )
         self._publisher = Publisher(bus, topics, name, key, outbox, self._clock)
         self._heartbeat: HeartbeatThread | None = None
         self._session: tuple[int, bytes] = (0, b"")
@@ -121,7 +126,7 @@ class Client:
 
     def close(self) -> None:
         """Stop; what the outbox holds is sent by the next session."""
-        close_all(self._heartbeat, self._publisher, self._history)
+        close_all(self._heartbeat, self._publisher, self._history, self.witness)
 
     def tasks(self) -> Iterator[Task]:
         """Yield what this client is asked to do, until the federation ends.
@@ -345,6 +350,10 @@ class Client:
             if self._clock.monotonic_s() > deadline_s:
                 raise TryAgainError("the federation did not open", hint="is its server running? start it with `refold serve`")
             self._history.rounds.poll(POLL_S)
+        # A bus whose leaders have just changed may show less for a moment.
+        while self.witness.is_behind and self._clock.monotonic_s() < deadline_s:
+            self._history.rounds.poll(POLL_S)
+        self.witness.require_whole()
 
     def _drain(self) -> None:
         for parcel in self._outbox.waiting():

@@ -15,6 +15,7 @@ from refold.schemas.plans import RoundPlan
 
 Listener = Callable[[Receipt], None]
 RoundListener = Callable[[RoundCommitted], None]
+Guard = Callable[[Entry], None]
 
 
 @dataclass(slots=True)
@@ -95,28 +96,46 @@ class Lineage:
 
 
 class LineageReader:
-    """Follows `rounds`."""
+    """Follows `rounds`.
+
+    Parameters
+    ----------
+    guard
+        Called with every commit before it is folded; what it raises keeps the commit from counting.
+    """
 
     def __init__(
-        self, bus: Bus, topics: Topics, *, on_receipt: Listener | None = None, on_round: RoundListener | None = None
+        self,
+        bus: Bus,
+        topics: Topics,
+        *,
+        on_receipt: Listener | None = None,
+        on_round: RoundListener | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.reader = LedgerReader(bus, topics.rounds)
         self.lineage = Lineage()
         self._on_receipt = on_receipt
         self._on_round = on_round
+        self._guard = guard
 
     def poll(self, timeout_s: float = 0.0) -> list[Entry]:
         """Take in what is new, waiting up to `timeout_s` for it."""
         entries = self.reader.poll(timeout_s)
         for entry in entries:
-            self.lineage.fold(entry, on_receipt=self._on_receipt, on_round=self._on_round)
+            self._fold(entry)
         return entries
 
     def read_to_end(self) -> Lineage:
         """Take in all that is there now, and return the lineage."""
         for entry in self.reader.read_to_end():
-            self.lineage.fold(entry, on_receipt=self._on_receipt, on_round=self._on_round)
+            self._fold(entry)
         return self.lineage
+
+    def _fold(self, entry: Entry) -> None:
+        if self._guard is not None:
+            self._guard(entry)
+        self.lineage.fold(entry, on_receipt=self._on_receipt, on_round=self._on_round)
 
     def close(self) -> None:
         """Let go of the reader."""

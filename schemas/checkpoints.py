@@ -76,15 +76,6 @@ class SignedCheckpoint:
         )
 
 
-@record(91)
-@dataclass(frozen=True, slots=True)
-class Witnessed:
-    """The checkpoints that a client holds, by number of events ascending, and the keys that it believes."""
-
-    log_keys: Annotated[tuple[Annotated[bytes, Within(32, 32)], ...], Within(1, 64)]
-    held: Annotated[tuple[SignedCheckpoint, ...], Within(0, 1024)]
-
-
 def sign_checkpoint(checkpoint: Checkpoint, key: SigningKey) -> SignedCheckpoint:
     """Sign a checkpoint with a log key."""
     return SignedCheckpoint(checkpoint, key.key_id, key.sign(CHECKPOINT_TAG, checkpoint.digest))

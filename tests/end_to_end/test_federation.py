@@ -216,7 +216,7 @@ def test_a_receipt_that_says_accepted_is_for_what_is_in_the_log(make: Make) -> N
             assert receipt.wait(20.0) == "accepted"
             assert world.federation.head >= task.round
             assert receipt.digest in {e.origin.digest for e in world.events() if isinstance(e, UpdateAccepted)}
-    assert list((world.folder / "ann.outbox").iterdir()) == []
+    assert list((world.folder / "ann.outbox").glob("*.update")) == []
 
 
 def test_a_client_that_nobody_enrolled_gets_no_receipt_and_is_told_what_to_look_at(make: Make) -> None:
@@ -709,7 +709,7 @@ def test_a_client_that_restarts_in_a_round_resumes_from_its_outbox_and_trains_no
     # The server is away: what is trained waits in the outbox.
     with world.client("ann") as client:
         work(next(client.tasks()))
-    assert len(list((world.folder / "ann.outbox").iterdir())) == 1
+    assert len(list((world.folder / "ann.outbox").glob("*.update"))) == 1
     with world.federation.serve() as server:
         world.spawn("ann", work)
         for name in ("bob", "eve"):
@@ -718,7 +718,7 @@ def test_a_client_that_restarts_in_a_round_resumes_from_its_outbox_and_trains_no
     assert trained == [1, 2]
     assert Counter(world.verdicts())["ann", 1, "accepted"] == 1
     assert [len(event.members) for event in world.closed()] == [3, 3]
-    assert list((world.folder / "ann.outbox").iterdir()) == []
+    assert list((world.folder / "ann.outbox").glob("*.update")) == []
     world.check()
 
 
