@@ -27,6 +27,7 @@ from refold.producers.witness import Witness
 from refold.schemas.canonical import Scalar, decode
 from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError
 from refold.schemas.events import Receipt as ReceiptEvent
+from refold.schemas.events import RoundCommitted
 from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
@@ -87,9 +88,7 @@ class Client:
         )
         self._residual = Residual(outbox.folder, topics.federation, name, private=privacy is not None)
         self.witness = Witness(outbox.folder, topics.federation, name, clock=self._clock)
-        self._history = History(
-            bus, topics, on_receipt=self._take_receipt, on_round=self._residual.take_round, guard=self.witness.take
-        )
+        self._history = History(bus, topics, on_receipt=self._take_receipt, on_round=self._take_round, guard=self.witness.take)
         self._publisher = Publisher(bus, topics, name, key, outbox, self._clock)
         self._heartbeat: HeartbeatThread | None = None
         self._session: tuple[int, bytes] = (0, b"")
@@ -98,10 +97,13 @@ class Client:
         self._plan_seen = (-1, 0.0)
         self._answered: dict[tuple[int, str], tuple[bytes, float]] = {}
         self._resend_at_s: dict[bytes, float] = {}
+        self._undrained: dict[bytes, str | None] = {}
+        self._evaluated: dict[bytes, int] = {}
         self._refused = False
 
     def __enter__(self) -> Self:
         # 1. The log.
+        self._undrained = dict.fromkeys(self._outbox.digests())
         self._wait_until_open()
         self._settle_residual()
         self._residual.sweep(self._outbox.digests(), self._history.lineage.head)
@@ -331,13 +333,30 @@ class Client:
             return
         self._receipts[receipt.digest] = receipt.outcome
         self._refused = self._refused or receipt.outcome == PROTOCOL
+        round_ = self._evaluation_of(receipt.digest)
         if self._residual.awaits(receipt.digest):
             self._residual.take_receipt(receipt)
+        elif receipt.digest in self._undrained:
+            self._undrained[receipt.digest] = receipt.outcome
+        elif receipt.outcome == "accepted" and round_ > self._history.lineage.head:
+            self._evaluated[receipt.digest] = round_
         else:
             self._outbox.drop(receipt.digest)
         self._resend_at_s.pop(receipt.digest, None)
         while len(self._receipts) > REMEMBERED_RECEIPTS:
             self._receipts.popitem(last=False)
+
+    def _take_round(self, committed: RoundCommitted) -> None:
+        """Let go of evaluations whose round is over: until then they tell a later life what was done."""
+        self._residual.take_round(committed)
+        for digest in [digest for digest, round_ in self._evaluated.items() if round_ <= committed.round]:
+            del self._evaluated[digest]
+            self._outbox.drop(digest)
+
+    def _evaluation_of(self, digest: bytes) -> int:
+        """Return the round that an update of this session evaluates, or 0."""
+        found = (what[0] for what, (answer, _) in self._answered.items() if answer == digest and what[1] == EVALUATE)
+        return next(found, 0)
 
     def _doing(self, activity: str) -> None:
         if self._heartbeat:
@@ -357,18 +376,24 @@ class Client:
 
     def _drain(self) -> None:
         for parcel in self._outbox.waiting():
-            if parcel.digest in self._receipts:
-                if not self._residual.awaits(parcel.digest):
-                    self._outbox.drop(parcel.digest)
-                continue
             said = decode(parcel.manifest, ClientUpdate).body
             if (said.federation, said.client) != (self._topics.federation, self.name):
                 continue  # The folder serves another client too.
-            self._send(parcel)
+            outcome = self._undrained.get(parcel.digest) or self._receipts.get(parcel.digest)
+            is_evaluation = said.kind in (EVALUATE, PASS)
+            if outcome is None:
+                self._send(parcel)
+            elif self._residual.awaits(parcel.digest):
+                continue
+            elif outcome == "accepted" and is_evaluation and said.round > self._history.lineage.head:
+                self._evaluated[parcel.digest] = said.round
+            else:
+                self._outbox.drop(parcel.digest)
+                continue
             # What an earlier life answered is not asked for again.
-            kind = EVALUATE if said.kind in (EVALUATE, PASS) else TRAIN
-            self._answered[said.round, kind] = (parcel.digest, self._clock.monotonic_s())
+            self._answered[said.round, EVALUATE if is_evaluation else TRAIN] = (parcel.digest, self._clock.monotonic_s())
             self._session = max(self._session, said.session)
+        self._undrained.clear()
 
     def _open_session(self) -> None:
         """Begin a session that is higher than this client's last one, as far as it is known."""

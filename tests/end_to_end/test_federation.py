@@ -722,6 +722,30 @@ def test_a_client_that_restarts_in_a_round_resumes_from_its_outbox_and_trains_no
     world.check()
 
 
+def test_an_accepted_evaluation_is_not_asked_for_again_after_a_restart_in_its_round(make: Make) -> None:
+    world = make("memory", rounds=1, evaluate_every=1, defence="consistency")
+    with SteppedServer(world.federation) as server:
+        server.settle()
+        with world.client("ann") as client:
+            task = next(client.tasks())
+            assert task.evaluate
+            receipt = task.evaluated(loss=0.5)
+            server.settle()
+            client.wait_for_news(0.0)
+            assert receipt.outcome == "accepted"
+        with world.client("ann") as client:
+            tasks = client.tasks()
+            task = next(tasks)
+            assert not task.evaluate
+            trains("ann")(task)
+            for name in ("bob", "eve"):
+                world.send(name)
+            server.settle()
+            assert list(tasks) == []
+    assert world.verdicts().count(("ann", 1, "accepted")) == 2
+    assert list((world.folder / "ann.outbox").glob("*.update")) == []
+
+
 def test_f06_a_client_that_lost_its_disk_goes_on_though_its_new_session_sorts_below_the_old(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
