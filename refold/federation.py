@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +21,10 @@ from refold.consumers.audit.run import Audit, Report, silent
 from refold.consumers.commands import send_command
 from refold.consumers.detectors import Ensemble
 from refold.consumers.features import Features
+from refold.consumers.proving import checkpoints_of, covering, prove_inclusion
 from refold.consumers.roster import Roster
 from refold.consumers.server import GROUPS, Server, read_genesis
+from refold.evidence import Evidence
 from refold.keyring import Keyring, key_folder
 from refold.producers.client import Client
 from refold.producers.history import History
@@ -32,7 +34,9 @@ from refold.schemas.canonical import Scalar
 from refold.schemas.checks import BanClient, EndFederation, EnrolClient, ReleaseClient, RevokeKeys
 from refold.schemas.errors import NotFoundError, UsageError
 from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
+from refold.schemas.kept import Kept
 from refold.schemas.keys import SigningKey
+from refold.schemas.proofs import InclusionProof
 from refold.state.model_state import ModelState
 
 
@@ -209,15 +213,37 @@ class Federation:
         finally:
             history.close()
 
-    def verify(self, *, quick: bool = False, progress: Progress | None = None) -> Report:
+    def verify(
+        self, *, quick: bool = False, against: Iterable[str | Path | Kept] = (), progress: Progress | None = None
+    ) -> Report:
         """Audit the whole federation; see `refold.consumers.audit`. Never raises for what it finds.
 
         Parameters
         ----------
         quick
             Read the logs alone: no replay, no steps derived again.
+        against
+            What was kept outside: files or folders of checkpoints (a client's outbox is one), other copies of the log.
         """
-        return Audit(self.bus, self.topics, quick=quick).report(progress or silent)
+        with Evidence(self.name, against) as kept:
+            signed = [one.signed for one in kept.kept]
+            audit = Audit(self.bus, self.topics, quick=quick, against=signed, copies=kept.copies)
+            return audit.report(progress or silent)
+
+    def checkpoints(self) -> list[Kept]:
+        """Return every signed checkpoint of the log, the newest last: worth keeping anywhere else."""
+        return checkpoints_of(self.bus, self.topics, self.genesis)
+
+    def prove(self, index: int, *, kept: Kept | None = None, progress: Progress | None = None) -> InclusionProof:
+        """Prove to anyone that an event of `accepted` is in the log that was signed.
+
+        Parameters
+        ----------
+        kept
+            The checkpoint to rest it on; the newest if None.
+        """
+        chosen = kept or covering(index, self.checkpoints())
+        return prove_inclusion(self.bus, self.topics, index, chosen, progress or silent)
 
     def export(
         self, target: str | Bus, *, topics: Collection[str] = (), verify: bool = False, progress: Progress | None = None

@@ -129,8 +129,8 @@ class Summary:
         Snapshots that were loaded and agree.
     checkpoints
         Signed checkpoints in `rounds`.
-    against
-        Checkpoints from outside that the log was held against.
+    against, fitting
+        Checkpoints from outside that the logs were held against, and how many of them fit both.
     """
 
     logs: dict[str, LogCount] = field(default_factory=dict)
@@ -151,6 +151,7 @@ class Summary:
     snapshots: int = 0
     checkpoints: int = 0
     against: int = 0
+    fitting: int = 0
     broken: int = 0
     notices: int = 0
 

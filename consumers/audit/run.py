@@ -10,6 +10,7 @@ from refold.bus.ledger import Entry
 from refold.bus.topics import Topics
 from refold.consumers.audit.chain import ChainScan
 from refold.consumers.audit.checkpoints import CheckpointAudit
+from refold.consumers.audit.copies import audit_copy
 from refold.consumers.audit.findings import CHAIN, Finding, Progress, Summary
 from refold.consumers.audit.identity import CHANGES
 from refold.consumers.audit.orders import Done, audit_orders
@@ -52,14 +53,25 @@ class Audit:
         Read the logs, manifests and commands, but no payloads: no replay, no derivation.
     against
         Checkpoints that were kept outside the log, whose signatures hold by the keys that they were kept with.
+    copies
+        Buses with other copies of the log.
     """
 
-    def __init__(self, bus: Bus, topics: Topics, *, quick: bool = False, against: Sequence[SignedCheckpoint] = ()) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        *,
+        quick: bool = False,
+        against: Sequence[SignedCheckpoint] = (),
+        copies: Sequence[Bus] = (),
+    ) -> None:
         if topics.accepted not in bus.topics():
             raise NotFoundError(f"no federation {topics.federation!r} on this bus", hint="make one with `refold init`")
         self._bus = bus
         self._topics = topics
         self._quick = quick
+        self._copies = copies
         self._replay: ReplayAudit | None = None
         self._done: list[Done] = []
         self.summary = Summary()
@@ -94,6 +106,8 @@ class Audit:
             yield from self._side_by_side(accepted, rounds, verdicts, told, snapshots, progress)
         finally:
             self._let_go(accepted, rounds)
+        for copy in self._copies:
+            yield from audit_copy(self._bus, copy, self._topics)
         if told.genesis is None:
             return
         yield from audit_orders(self._bus, self._topics, told.genesis, self._done)

@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "rebuild": ("refold.cli.rebuild", "Rebuild a round's model from the log."),
     "diff": ("refold.cli.diff", "Say what differs between two rounds, or two copies of a log."),
     "verify": ("refold.cli.verify", "Audit the whole federation."),
+    "checkpoint": ("refold.cli.checkpoint", "Print the newest signed checkpoint of the log."),
+    "prove": ("refold.cli.prove", "Prove an event to somebody without the log, or check such a proof."),
     "snapshots": ("refold.cli.snapshots", "List the snapshots."),
     "quarantine": ("refold.cli.quarantine", "List and show refused updates; ban and release clients."),
     "tail": ("refold.cli.tail", "Follow topics as they grow."),

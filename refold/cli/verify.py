@@ -8,7 +8,7 @@ import click
 
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, progress_bar, say, say_json
-from refold.consumers.audit import Audit, Finding, Report, Summary
+from refold.consumers.audit import Finding, Report, Summary
 from refold.schemas.errors import IntegrityError
 
 SHOWN_ROUNDS = 8
@@ -17,14 +17,22 @@ SHOWN_ROUNDS = 8
 @click.command(short_help="Audit the whole federation.")
 @common
 @click.option("--quick", is_flag=True, help="Read the logs alone: no replay, no steps derived again.")
-def verify(common: Common, quick: bool) -> int:
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="FILE|DIR|URL",
+    help="Hold the log against what was kept elsewhere: checkpoints, a client's outbox, another copy of the log.",
+)
+def verify(common: Common, quick: bool, against: tuple[str, ...]) -> int:
     """Audit the whole federation: chains, verdicts, receipts, rounds, digests, steps, payloads, snapshots.
 
     Prints every finding with where it lies. Exit code 3 if anything is broken; notices alone are sound.
+
+    A log that was written anew with valid hashes, or cut off, is found with --against only: nothing in the log itself says so.
+    Keep what `refold checkpoint` prints, or ask a client for its outbox. May be given more than once.
     """
     with common.federation() as federation, progress_bar() as progress:
-        audit = Audit(federation.bus, federation.topics, quick=quick)
-        report = audit.report(progress)
+        report = federation.verify(quick=quick, against=against, progress=progress)
     if common.json:
         said = [{"severity": f.severity, "check": f.check, "what": f.what, "hint": f.hint, **f.where} for f in report.findings]
         say_json({"findings": said, "quick": quick, **report.summary.to_json()})
@@ -69,6 +77,9 @@ def _counts(summary: Summary, *, quick: bool) -> Iterator[tuple[str, object]]:
     if not quick:
         yield from _derived(summary)
     yield "snapshots", f"{summary.snapshots}" + ("" if quick else " load and agree")
+    yield "checkpoints", f"{summary.checkpoints} signed"
+    if summary.against:
+        yield "against", f"{summary.against} checkpoints kept elsewhere, {summary.fitting} fit both logs"
 
 
 def _derived(summary: Summary) -> Iterator[tuple[str, object]]:
