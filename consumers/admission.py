@@ -69,6 +69,7 @@ def refusal(
         or _over_limit(roster, waiting, body)
         or ("session-ahead" if body.session_index > lineage.next_index else "")
         or _second_for_its_round(standing, others, body)
+        or roster.sealing.fault(body.client, body.sealing)
         or _timing(roster, lineage, body, everyone)
     )
 

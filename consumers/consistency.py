@@ -17,7 +17,7 @@ but not deleted yet is passed over with only its chunks noted: an upload that be
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import blake3
@@ -30,13 +30,14 @@ from refold.bus.ledger import LedgerReader
 from refold.bus.topics import Topics, event_headers, hint_of, is_chunk
 from refold.consumers.attempts import MAX_ATTEMPTS, Attempts, read_attempts
 from refold.consumers.inspection import Inspector
+from refold.consumers.sealing import KeyLackingError, SealingLog
 from refold.consumers.window import ChunkWindow
 from refold.schemas.canonical import encode
 from refold.schemas.checks import NO_OFFSET, Attempted, Checked
 from refold.schemas.commits import PartitionPosition
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
 from refold.schemas.payload import Payload
-from refold.schemas.updates import ClientUpdate
+from refold.schemas.updates import ClientUpdate, Sealing
 
 FETCH_BYTES = 4 << 20
 """Read at once: a few chunks, so that memory follows the model's size and not the number of clients."""
@@ -52,8 +53,19 @@ class Finding:
     features: bytes | None
 
 
-def inspect(inspector: Inspector, window: ChunkWindow, record: Record) -> Finding:
-    """Inspect one manifest with its chunks; bad input becomes a finding, anything else raises."""
+SealingFault = Callable[[str, Sealing | None], str]
+"""Says of a client and how it sealed an update why the log does not let that in, or ""."""
+
+
+def inspect(inspector: Inspector, window: ChunkWindow, record: Record, sealing_fault: SealingFault) -> Finding:
+    """Inspect one manifest with its chunks; bad input becomes a finding, anything else raises.
+
+    Parameters
+    ----------
+    sealing_fault
+        Asked where the key that an update names is not here. If the log calls that key good, it is this server that is at
+        fault, and the error is raised.
+    """
     try:
         update = inspector.open(record.value)
     except InvalidRecord as error:
@@ -66,6 +78,11 @@ def inspect(inspector: Inspector, window: ChunkWindow, record: Record) -> Findin
         return Finding(update, "", "", inspector.examine(update.body, chunks).pack())
     except InvalidRecord as error:
         return Finding(update, error.reason, printable(error.message), None)
+    except KeyLackingError as error:
+        reason = sealing_fault(update.body.client, update.body.sealing)
+        if not reason:
+            raise
+        return Finding(update, reason, printable(error.message), None)
     finally:
         if update.body.payload is not None:
             window.forget(update.body.payload, record.key)
@@ -109,6 +126,7 @@ class Consistency:
         self._previous: dict[Place, int] = {}
         self._covered: dict[Place, PartitionPosition] = {}
         self._attempts = Attempts()
+        self._sealing = SealingLog()
         self._consumer = bus.consumer(
             group=f"{topics.federation}.consistency", instance=member, max_in_flight_bytes=FETCH_BYTES
         )
@@ -137,8 +155,7 @@ class Consistency:
 
         Detection deletes what no open upload needs, so the beginning is near.
         """
-        for _ in self._accepted.read_to_end():
-            pass
+        self._read_log()
         position = self._accepted.chain.position
         self._attempts = read_attempts(self._bus, self._topics.checked, position.checked)
         covered = {part.partition: part for part in position.updates}
@@ -147,6 +164,16 @@ class Consistency:
             self._covered[place] = covered.get(place.partition, PartitionPosition(place.partition, 0, ()))
             self._window.begin_anew(place.partition)
             self._consumer.seek(place, self._bus.begin_offset(place))
+
+    def _read_log(self) -> None:
+        for entry in self._accepted.read_to_end():
+            for event in entry.events:
+                self._sealing.fold(event)
+
+    def _sealing_fault(self, client: str, sealing: Sealing | None) -> str:
+        """Ask the log as it is now: whoever was told of a key in `rounds` finds it in `accepted`."""
+        self._read_log()
+        return self._sealing.fault(client, sealing)
 
     def _is_judged(self, record: Record) -> bool:
         return self._covered[Place(record.topic, record.partition)].is_judged(record.offset)
@@ -160,9 +187,21 @@ class Consistency:
         updates = [record for record in records if not is_chunk(record.headers) and not self._is_judged(record)]
         tried = [record for record in updates if not self._crashes(record) and self._has_payload(record)]
         for record in tried:
+            self._require_key(record)
+        for record in tried:
             self._attempt(record)
         if tried:
             self._producer.flush()
+
+    def _require_key(self, record: Record) -> None:
+        """Raise where this server lacks a key that it should have, before that counts as an attempt at the update."""
+        body = self._inspector.open(record.value).body
+        try:
+            if body.sealing is not None:
+                self._inspector.keys.require(body.client, body.sealing.key_id)
+        except KeyLackingError:
+            if not self._sealing_fault(body.client, body.sealing):
+                raise
 
     def _attempt(self, record: Record) -> None:
         self._send("Attempted", Attempted(record.partition, record.offset, self._life), record)
@@ -173,6 +212,7 @@ class Consistency:
     def _check(self, record: Record) -> None:
         place = Place(record.topic, record.partition)
         if self._crashes(record) and self._has_payload(record):
+            self._require_key(record)
             self._attempt(record)
             self._producer.flush()
             if self._crashes(record) >= MAX_ATTEMPTS:
@@ -180,7 +220,7 @@ class Consistency:
                 return
         # 2. and 3. The finding.
         first_chunk = first_chunk_of(self._inspector, self._window, record)
-        finding = inspect(self._inspector, self._window, record)
+        finding = inspect(self._inspector, self._window, record, self._sealing_fault)
         open_from = self._window.open_from(record.partition, record.offset + 1)
         facts = checked(record, finding, self._previous[place], first_chunk, open_from, self._member)
         self._send("Checked", facts, record)

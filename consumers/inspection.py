@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from refold.consumers.features import ZEROS, FeatureExtractor, Features
+from refold.consumers.sealing import SealingKeys, opened
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import Genesis
 from refold.schemas.layout import Layout
 from refold.schemas.model import ModelSchema
+from refold.schemas.sealing import OVERHEAD_BYTES, SUITE
 from refold.schemas.topk import most_bytes, most_entries
 from refold.schemas.updates import KINDS, TRAIN, ClientUpdate, UpdateBody
 from refold.state.delta import TOPK, check_exponents, decode_update
@@ -30,6 +32,8 @@ class Inspector:
     ----------
     entries
         The most entries of float tensors that an update may carry; None where updates carry all of them.
+    keys
+        What opens sealed updates.
     """
 
     federation: str
@@ -37,14 +41,15 @@ class Inspector:
     layout: Layout
     extractor: FeatureExtractor
     entries: int | None
+    keys: SealingKeys
 
     @classmethod
-    def of(cls, genesis: Genesis, secret: bytes) -> Inspector:
+    def of(cls, genesis: Genesis, secret: bytes, keys: SealingKeys | None = None) -> Inspector:
         """Return the inspector of a federation."""
         schema = genesis.schema
         extractor, policy = FeatureExtractor(schema, secret), genesis.policy
         entries = most_entries(extractor.count, policy.density_ppm) if policy.codec == TOPK else None
-        return cls(genesis.federation, schema, Layout.of(schema), extractor, entries)
+        return cls(genesis.federation, schema, Layout.of(schema), extractor, entries, keys or SealingKeys())
 
     def open(self, value: bytes | None) -> ClientUpdate:
         """Decode a manifest.
@@ -66,12 +71,16 @@ class Inspector:
         Raises
         ------
         InvalidRecord
-            ``wrong-federation``, ``schema``, ``codec``, ``examples``, ``lengths`` or ``form``.
+            ``wrong-federation``, ``schema``, ``codec``, ``sealing``, ``examples``, ``lengths`` or ``form``.
         """
         if body.federation != self.federation:
             raise InvalidRecord("wrong-federation", f"meant for {body.federation!r}")
         if body.kind not in KINDS or (body.kind == TRAIN) != (body.payload is not None):
             raise InvalidRecord("form", f"an update of kind {body.kind!r} with{'' if body.payload else 'out'} a payload")
+        if body.sealing is not None and (body.sealing.suite != SUITE or body.payload is None):
+            raise InvalidRecord(
+                "sealing", f"sealed with {body.sealing.suite!r}{'' if body.payload else ', and without a payload'}"
+            )
         if body.schema_digest != self.schema.digest:
             raise InvalidRecord("schema", "made for a model of other tensors, shapes or dtypes")
         if body.kind != TRAIN:
@@ -97,6 +106,8 @@ class Inspector:
         most = self.layout.size_bytes + self.layout.size_bytes // 32 + 1024 * (blocks + 1)
         if self.entries is not None:
             most = min(most, most_bytes(self.layout, self.entries))
+        if body.sealing is not None:
+            most += OVERHEAD_BYTES * max(1, blocks)
         if len(body.payload.chunks) > max(1, blocks) or body.payload.size_bytes > most:
             raise InvalidRecord(
                 "lengths", f"{len(body.payload.chunks)} chunks of {body.payload.size_bytes:,} bytes for {blocks} blocks"
@@ -108,11 +119,15 @@ class Inspector:
         Raises
         ------
         InvalidRecord
-            ``codec``, ``compression``, ``layout``, ``lengths``, ``not-finite``, ``out-of-range`` or ``zero-update``.
+            ``codec``, ``compression``, ``decryption``, ``layout``, ``lengths``, ``not-finite``, ``out-of-range`` or
+            ``zero-update``.
+        KeyLackingError
+            It is sealed, and its key is not here.
         """
         features = self.extractor.start()
         untouched = True
-        for block, integers in decode_update(body.codec, body.exponents, chunks, self.schema):
+        plain = opened(chunks, body.sealing, self.federation, body, self.keys)
+        for block, integers in decode_update(body.codec, body.exponents, plain, self.schema):
             tensor = self.schema.tensors[block.tensor]
             if not tensor.is_float:
                 untouched = untouched and not integers.any()

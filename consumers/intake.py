@@ -84,7 +84,7 @@ class Intake:
             if coverage.is_judged(record.offset) or record.offset in coverage.pending:
                 continue
             first_chunk = first_chunk_of(self._inspector, self._window, record)
-            finding = inspect(self._inspector, self._window, record)
+            finding = inspect(self._inspector, self._window, record, self._roster.sealing.fault)
             fact = checked(record, finding, NO_OFFSET, first_chunk, first_chunk, "detection")
             self._learn(fact, coverage, checked_offset)
         coverage.pass_over(last)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from refold.consumers.roster import Roster
+from refold.consumers.sealing import keyed
 from refold.consumers.standing import Standing
 from refold.schemas.checks import AdmitToken, EndFederation, EnrolClient, Order, ReleaseClient, RevokeKeys
+from refold.schemas.erasure import EraseClient, KeyClient
 from refold.schemas.errors import UsageError
 from refold.schemas.events import FederationEnded
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
@@ -35,6 +37,8 @@ def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
             return [_revoked(roster, order, command_id)]
         case ReleaseClient():
             return [_released(roster, order, command_id)]
+        case KeyClient() | EraseClient():
+            return keyed(roster.sealing, order, command_id)
     return [ClientBanned(order.client, order.reason, command_id)]
 
 

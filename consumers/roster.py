@@ -8,9 +8,12 @@ from typing import Any
 
 from refold.bus.ledger import Entry
 from refold.consumers.limits import Limits
+from refold.consumers.sealing import SealingLog
 from refold.consumers.standing import BANNED, FROZEN, NOT_FIRST, Standing
 from refold.schemas.commits import Position
 from refold.schemas.events import (
+    ClientErased,
+    ClientKeyed,
     FederationEnded,
     Genesis,
     Origin,
@@ -85,6 +88,7 @@ class Roster:
     ended: bool = False
     position: Position = field(default_factory=Position)
     commands: set[bytes] = field(default_factory=set)
+    sealing: SealingLog = field(default_factory=SealingLog)
     history: deque[Judged] = field(default_factory=lambda: deque(maxlen=20_000))
 
     @classmethod
@@ -114,6 +118,9 @@ class Roster:
                     self.tally.clear()
                 case FederationEnded():
                     self.ended = True
+                    self._obeyed(event.command_id)
+                case ClientKeyed() | ClientErased():
+                    self.sealing.fold(event)
                     self._obeyed(event.command_id)
                 case ClientEnrolled() | TokenAdmitted() | ClientRevoked() | ClientReleased() | ClientBanned():
                     self._changed(event)

@@ -22,6 +22,7 @@ from refold.consumers.consistency import Consistency
 from refold.consumers.detection import Detection
 from refold.consumers.detectors import Ensemble
 from refold.consumers.inspection import Inspector
+from refold.consumers.sealing import SealingKeys
 from refold.consumers.snapshots import Snapshots
 from refold.consumers.startup import refuse_what_loses_data
 from refold.schemas.errors import (
@@ -96,6 +97,8 @@ class Server:
         What this process calls itself in the log, unique among those alive.
     ensemble
         Detectors to judge with; the built-in ones if None.
+    keys
+        What opens sealed updates; nothing if None.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Server:
         member: str = "",
         clock: Clock | None = None,
         ensemble: Ensemble | None = None,
+        keys: SealingKeys | None = None,
     ) -> None:
         unknown = sorted(set(groups) - set(GROUPS))
         if unknown:
@@ -115,6 +119,7 @@ class Server:
         self._bus = bus
         self._topics = topics
         self._secret = secret
+        self._keys = keys or SealingKeys()
         self._groups = tuple(groups)
         self._clock = clock or SystemClock()
         self._ensemble = ensemble
@@ -172,12 +177,12 @@ class Server:
                 return lambda: Detection(bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble)
             case "aggregation":
                 key = log_key(self._secret) if self._genesis.log_keys else None
-                return lambda: Aggregation(bus, topics, self._genesis, member=member, clock=clock, log_key=key)
+                return lambda: Aggregation(bus, topics, self._genesis, member=member, clock=clock, log_key=key, keys=self._keys)
             case _:
                 return lambda: Snapshots(bus, topics, self._genesis, member=member, clock=clock)
 
     def _inspector(self) -> Inspector:
-        return Inspector.of(self._genesis, self._secret)
+        return Inspector.of(self._genesis, self._secret, self._keys)
 
     def _run(self, group: str, make: Callable[[], Member]) -> None:
         try:

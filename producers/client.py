@@ -21,6 +21,7 @@ from refold.producers.privacy import Privacy, PrivateUpdates
 from refold.producers.publisher import Publisher
 from refold.producers.residual import Residual
 from refold.producers.residual_file import Amount
+from refold.producers.sealer import Sealer
 from refold.producers.spending import SpendingFile
 from refold.producers.task import Receipt, Task
 from refold.producers.witness import Witness
@@ -33,7 +34,7 @@ from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
 from refold.schemas.plans import RoundPlan, settings
 from refold.schemas.reasons import PROTOCOL
-from refold.schemas.updates import EVALUATE, PASS, TRAIN, ClientUpdate, UpdateBody
+from refold.schemas.updates import EVALUATE, PASS, TRAIN, ClientUpdate, Sealing, UpdateBody
 from refold.state.delta import TOPK
 from refold.state.model_state import ModelState
 
@@ -59,6 +60,8 @@ class Client:
         Told with every heartbeat.
     privacy
         Clips every change and adds noise to it; see `refold.producers.privacy`. `self.privacy` then says what is spent.
+    sealed
+        Train only with a sealing key. Without this, updates are sealed from the moment on that `rounds` tells of one.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Client:
         properties: Mapping[str, Scalar] | None = None,
         open_timeout_s: float = 60.0,
         privacy: Privacy | None = None,
+        sealed: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.name = name
@@ -88,7 +92,15 @@ class Client:
         )
         self._residual = Residual(outbox.folder, topics.federation, name, private=privacy is not None)
         self.witness = Witness(outbox.folder, topics.federation, name, clock=self._clock)
-        self._history = History(bus, topics, on_receipt=self._take_receipt, on_round=self._take_round, guard=self.witness.take)
+        self._sealer = Sealer(topics.federation, name, required=sealed)
+        self._history = History(
+            bus,
+            topics,
+            on_receipt=self._take_receipt,
+            on_round=self._take_round,
+            on_key=self._sealer.take,
+            guard=self.witness.take,
+        )
         self._publisher = Publisher(bus, topics, name, key, outbox, self._clock)
         self._heartbeat: HeartbeatThread | None = None
         self._session: tuple[int, bytes] = (0, b"")
@@ -153,13 +165,19 @@ class Client:
                 log.warning("the bus does not answer, trying on: %s", error)
                 self._wait_for_news()
                 continue
-            if asked == TRAIN and self.privacy is not None and not self.privacy.has_room():
-                self._decline(task, "the privacy budget is spent")
+            obstacle = self._obstacle() if asked == TRAIN else ""
+            if obstacle:
+                self._decline(task, obstacle)
                 continue
             self._doing("evaluating" if asked == EVALUATE else "training")
             yield task
             if not task.answered:
                 self._decline(task, "no answer")
+
+    def _obstacle(self) -> str:
+        if self.privacy is not None and not self.privacy.has_room():
+            return "the privacy budget is spent"
+        return self._sealer.obstacle
 
     def _decline(self, task: Task, why: str) -> None:
         """Say that a task was left; where there is no room to say so, it is asked again later."""
@@ -257,11 +275,12 @@ class Client:
         """
         if self.privacy is not None:
             local = self.privacy.noised(task.state, local)
-        if task.plan.codec != TOPK:
-            return code(task.state, local, task.plan)
-        self._settle_residual()
-        residual = self._residual.read(task.state.schema, self._history.lineage, task.base_round)
-        return code(task.state, local, task.plan, residual)
+        residual = None
+        if task.plan.codec == TOPK:
+            self._settle_residual()
+            residual = self._residual.read(task.state.schema, self._history.lineage, task.base_round)
+        coded = code(task.state, local, task.plan, residual, max_chunk_bytes=self._sealer.room_bytes)
+        return self._sealer.seal(coded, self._session, self._sequence)
 
     def body(
         self,
@@ -272,6 +291,7 @@ class Client:
         chunks: tuple[bytes, ...],
         exponents: tuple[int, ...],
         note: str,
+        sealing: Sealing | None = None,
     ) -> UpdateBody:
         """Return an update's body. Called by `Task`."""
         schema = task.state.schema
@@ -294,6 +314,7 @@ class Client:
             Layout.of(schema).size_bytes if kind == TRAIN else 0,
             note,
             self._clock.wall_ms(),
+            sealing,
         )
 
     def outcome(self, digest: bytes) -> str | None:
@@ -373,6 +394,12 @@ class Client:
         while self.witness.is_behind and self._clock.monotonic_s() < deadline_s:
             self._history.rounds.poll(POLL_S)
         self.witness.require_whole()
+        while self._sealer.required and not self._sealer.has_key:
+            if self._clock.monotonic_s() > deadline_s:
+                raise TryAgainError(
+                    "this client has no sealing key", client=self.name, hint="make one with `refold seal CLIENT`"
+                )
+            self._history.rounds.poll(POLL_S)
 
     def _drain(self) -> None:
         for parcel in self._outbox.waiting():

@@ -9,8 +9,10 @@ from typing import Any
 from refold.producers.residual_file import Amount
 from refold.schemas.codec import encode_floats, encode_integers
 from refold.schemas.layout import Layout
+from refold.schemas.payload import CHUNK_BYTES
 from refold.schemas.plans import RoundPlan
 from refold.schemas.topk import encode_sparse
+from refold.schemas.updates import Sealing
 from refold.state.delta import EXACT, FLOAT32, GRID, TOPK, delta_of
 from refold.state.largest import sparse_delta
 from refold.state.model_state import ModelState
@@ -24,14 +26,24 @@ class Coded:
     ----------
     unsent
         With ``topk``, what these chunks leave out of the change; see `refold.producers.residual`.
+    sealing
+        How the chunks are encrypted; None where they are not.
     """
 
     chunks: tuple[bytes, ...]
     exponents: tuple[int, ...]
     unsent: Amount | None = None
+    sealing: Sealing | None = None
 
 
-def code(base: ModelState, local: Mapping[str, Any], plan: RoundPlan, residual: Amount | None = None) -> Coded:
+def code(
+    base: ModelState,
+    local: Mapping[str, Any],
+    plan: RoundPlan,
+    residual: Amount | None = None,
+    *,
+    max_chunk_bytes: int = CHUNK_BYTES,
+) -> Coded:
     """Return how a trained ``state_dict`` differs from the base round, coded.
 
     Parameters
@@ -52,11 +64,14 @@ def code(base: ModelState, local: Mapping[str, Any], plan: RoundPlan, residual: 
         sparse = sparse_delta(
             base, local, rest=residual, density_ppm=plan.density_ppm, plan=planned, divisor=plan.sigma_divisor
         )
-        return Coded(tuple(encode_sparse(sparse.tensors, layout)), sparse.exponents, sparse.unsent)
+        return Coded(
+            tuple(encode_sparse(sparse.tensors, layout, max_chunk_bytes=max_chunk_bytes)), sparse.exponents, sparse.unsent
+        )
     delta = delta_of(base, local, plan=planned, divisor=plan.sigma_divisor, exact=plan.codec != GRID)
     if plan.codec == FLOAT32:
         floats = [a * 2.0**-t.exponent if t.is_float else a for a, t in zip(delta.arrays, base.schema.tensors, strict=True)]
-        chunks = tuple(encode_floats([a.astype("f4") if a.dtype.kind == "f" else a for a in floats], layout))
+        arrays = [a.astype("f4") if a.dtype.kind == "f" else a for a in floats]
+        chunks = tuple(encode_floats(arrays, layout, max_chunk_bytes=max_chunk_bytes))
     else:
-        chunks = tuple(encode_integers(delta.arrays, layout))
+        chunks = tuple(encode_integers(delta.arrays, layout, max_chunk_bytes=max_chunk_bytes))
     return Coded(chunks, delta.exponents if plan.codec != EXACT else tuple(0 for _ in delta.exponents))

@@ -10,10 +10,21 @@ from refold.bus.ledger import Entry, LedgerReader
 from refold.bus.topics import Topics
 from refold.schemas.commits import Position
 from refold.schemas.errors import NotFoundError
-from refold.schemas.events import Checkpointed, FederationEnded, FederationOpened, Receipt, Receipts, RoundCommitted
+from refold.schemas.events import (
+    Checkpointed,
+    ClientErased,
+    ClientKeyed,
+    FederationEnded,
+    FederationOpened,
+    Receipt,
+    Receipts,
+    RoundCommitted,
+)
 from refold.schemas.plans import RoundPlan
 
 Listener = Callable[[Receipt], None]
+KeyEvent = ClientKeyed | ClientErased
+KeyListener = Callable[[KeyEvent], None]
 RoundListener = Callable[[RoundCommitted], None]
 Guard = Callable[[Entry], None]
 
@@ -42,8 +53,15 @@ class Lineage:
     position: Position = field(default_factory=Position)
     checkpoint: Checkpointed | None = None
 
-    def fold(self, entry: Entry, *, on_receipt: Listener | None = None, on_round: RoundListener | None = None) -> None:
-        """Take a commit in. The listeners hear of its rounds, members and all, and receipts in the log's order."""
+    def fold(
+        self,
+        entry: Entry,
+        *,
+        on_receipt: Listener | None = None,
+        on_round: RoundListener | None = None,
+        on_key: KeyListener | None = None,
+    ) -> None:
+        """Take a commit in. The listeners hear of rounds, members and all, of receipts and sealing keys, in the log's order."""
         self.position = entry.commit.position
         self.next_index = entry.commit.next_index
         for event in entry.events:
@@ -59,6 +77,8 @@ class Lineage:
                     self.ended = event
                 case Checkpointed():
                     self.checkpoint = event
+                case ClientKeyed() | ClientErased() if on_key is not None:
+                    on_key(event)
                 case Receipts() if on_receipt is not None:
                     for receipt in event.receipts:
                         on_receipt(receipt)
@@ -111,6 +131,7 @@ class LineageReader:
         *,
         on_receipt: Listener | None = None,
         on_round: RoundListener | None = None,
+        on_key: KeyListener | None = None,
         guard: Guard | None = None,
     ) -> None:
         self.reader = LedgerReader(bus, topics.rounds)
@@ -118,6 +139,7 @@ class LineageReader:
         self._on_receipt = on_receipt
         self._on_round = on_round
         self._guard = guard
+        self._on_key = on_key
 
     def poll(self, timeout_s: float = 0.0) -> list[Entry]:
         """Take in what is new, waiting up to `timeout_s` for it."""
@@ -135,7 +157,7 @@ class LineageReader:
     def _fold(self, entry: Entry) -> None:
         if self._guard is not None:
             self._guard(entry)
-        self.lineage.fold(entry, on_receipt=self._on_receipt, on_round=self._on_round)
+        self.lineage.fold(entry, on_receipt=self._on_receipt, on_round=self._on_round, on_key=self._on_key)
 
     def close(self) -> None:
         """Let go of the reader."""

@@ -116,7 +116,7 @@ class Task:
         if not 1 <= operator.index(num_examples) < 2**31:
             raise UsageError(f"num_examples is {num_examples}, not 1 to 2^31 − 1", round=self.round)
         coded = self._client.coded(self, state)
-        body = self._client.body(self, TRAIN, num_examples, metrics or {}, coded.chunks, coded.exponents, "")
+        body = self._client.body(self, TRAIN, num_examples, metrics or {}, coded.chunks, coded.exponents, "", coded.sealing)
         return self._sent(body, coded.chunks, coded.unsent)
 
     def evaluated(self, *, loss: float, metrics: Mapping[str, float] | None = None, num_examples: int = 1) -> Receipt:

@@ -32,6 +32,7 @@ from refold.producers.outbox import Outbox
 from refold.producers.privacy import Privacy
 from refold.schemas.canonical import Scalar
 from refold.schemas.checks import BanClient, EndFederation, EnrolClient, ReleaseClient, RevokeKeys
+from refold.schemas.erasure import EraseClient, KeyClient
 from refold.schemas.errors import NotFoundError, UsageError
 from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
 from refold.schemas.kept import Kept
@@ -92,7 +93,7 @@ class Federation:
         if not even_incomplete:
             require_whole(self.bus, self.name)
         secret = self.keyring.secret(self.genesis.secret_digest)
-        return Server(self.bus, self.topics, secret, groups=groups, member=member, ensemble=ensemble)
+        return Server(self.bus, self.topics, secret, groups=groups, member=member, ensemble=ensemble, keys=self.keyring.sealing)
 
     def client(
         self,
@@ -103,6 +104,7 @@ class Federation:
         outbox: str | Path | None = None,
         open_timeout_s: float = 60.0,
         privacy: Privacy | None = None,
+        sealed: bool = False,
     ) -> Client:
         """Return a client; use it as a context manager.
 
@@ -114,6 +116,8 @@ class Federation:
             Folder for what is not acknowledged yet; beside the key file if not given.
         privacy
             Clip what is sent and add noise to it; what is spent is kept in the outbox's folder.
+        sealed
+            Train only with a sealing key, and wait for one at the start. Without this, updates are sealed once there is one.
         """
         signing = key if isinstance(key, SigningKey) else SigningKey.load(key)
         if outbox is None:
@@ -129,6 +133,7 @@ class Federation:
             properties=properties,
             open_timeout_s=open_timeout_s,
             privacy=privacy,
+            sealed=sealed,
         )
 
     def enroll(self, name: str, public_key: bytes) -> bytes:
@@ -149,6 +154,22 @@ class Federation:
     def ban(self, name: str, reason: str = "") -> bytes:
         """Take nothing of a client from now on; return the command's id. Needs the operator's key."""
         return self.command(BanClient(name, reason))
+
+    def seal(self, name: str) -> bytes:
+        """Let a client seal its updates from now on to a key of its own; return the command's id. Needs the operator's key.
+
+        The private half is made in the key folder; every machine that serves needs a copy of it.
+        """
+        operator = self.keyring.operator()
+        key = self.keyring.sealing.create(name)
+        return send_command(self.bus, self.topics, KeyClient(name, key.public), operator, SystemClock())
+
+    def erase(self, name: str, reason: str = "erased by the operator") -> bytes:
+        """Void a client's sealing keys; return the command's id. Needs the operator's key.
+
+        Servers destroy the keys once every round that needs them is made. The log, its rounds and rebuilds stay as they are.
+        """
+        return self.command(EraseClient(name, reason))
 
     def end(self, reason: str = "ended by the operator") -> bytes:
         """End the federation. Needs the operator's key."""
@@ -227,7 +248,7 @@ class Federation:
         """
         with Evidence(self.name, against) as kept:
             signed = [one.signed for one in kept.kept]
-            audit = Audit(self.bus, self.topics, quick=quick, against=signed, copies=kept.copies)
+            audit = Audit(self.bus, self.topics, quick=quick, against=signed, copies=kept.copies, keys=self.keyring.sealing)
             return audit.report(progress or silent)
 
     def checkpoints(self) -> list[Kept]:

@@ -1,4 +1,4 @@
-"""The server's keys: the operator's, which signs commands, and the secret seed of sketches."""
+"""The server's keys: the operator's, which signs commands, the secret seed of sketches, and what opens sealed updates."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import blake3
 
 from refold.bus import parse_url
+from refold.consumers.sealing import SealingKeys
 from refold.schemas.errors import ConfigurationError, NotFoundError
 from refold.schemas.files import create_file
 from refold.schemas.keys import SigningKey
 
-OPERATOR, SECRET = "operator.pem", "server.secret"
+OPERATOR, SECRET, SEALING = "operator.pem", "server.secret", "sealing"
 
 
 def key_folder(url: str, folder: str | Path | None) -> Path:
@@ -43,6 +44,11 @@ class Keyring:
         if not path.exists():
             create_file(path, os.urandom(32))
         return operator, self.secret()
+
+    @property
+    def sealing(self) -> SealingKeys:
+        """The clients' sealing keys, in a folder of their own."""
+        return SealingKeys(self.folder / SEALING)
 
     def operator(self) -> SigningKey:
         """Return the operator's key.

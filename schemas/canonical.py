@@ -29,6 +29,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 Fields = tuple[Any, ...]
 Convert = Callable[[Any], Any]
+Narrow = Callable[[Fields], Fields | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,12 @@ class _Kind:
     to_wire: Convert
     from_wire: Convert
     upcasts: dict[int, Callable[[Fields], Fields]]
+    downcasts: dict[int, Narrow]
+
+    def narrowed(self, version: int, fields: Fields) -> Fields | None:
+        """Return the fields of a version as those of the one before it, where that one holds all that they say."""
+        narrow = self.downcasts.get(version)
+        return narrow(fields) if narrow else None
 
 
 _by_number: dict[int, _Kind] = {}
@@ -66,7 +73,11 @@ _by_type: dict[type, _Kind] = {}
 
 
 def record(
-    number: int, *, version: int = 1, upcasts: dict[int, Callable[[Fields], Fields]] | None = None
+    number: int,
+    *,
+    version: int = 1,
+    upcasts: dict[int, Callable[[Fields], Fields]] | None = None,
+    downcasts: dict[int, Narrow] | None = None,
 ) -> Callable[[type[T]], type[T]]:
     """Give a frozen dataclass its place on the wire.
 
@@ -78,6 +89,10 @@ def record(
         The version written. A reader takes every version from 1 to this one.
     upcasts
         For each older version, a function from its fields to those of the next.
+    downcasts
+        For versions that add to one that is hashed or signed: a function from their fields to those of the version before, or
+        None where that cannot hold them. Such a record is written in the oldest version that holds it, and refused in any
+        other, so that its bytes, and with them its digest, are the same whichever program writes it again.
     """
 
     def register(cls: type[T]) -> type[T]:
@@ -87,7 +102,7 @@ def record(
         if sorted(steps) != list(range(1, version)):
             raise TypeError(f"{cls.__name__} version {version} needs an upcast from each version before it")
         to_wire, from_wire = _dataclass_converters(cls)
-        kind = _Kind(number, version, cls, to_wire, from_wire, steps)
+        kind = _Kind(number, version, cls, to_wire, from_wire, steps, downcasts or {})
         _by_number[number] = kind
         _by_type[cls] = kind
         return cls
@@ -114,7 +129,10 @@ def encode(value: object) -> bytes:
         A field is outside its bounds (``form``), or the bytes exceed `MAX_RECORD_BYTES` (``too-large``).
     """
     kind = _by_type[type(value)]
-    data = _pack((kind.number, kind.version, *kind.to_wire(value)))
+    version, fields = kind.version, kind.to_wire(value)
+    while (narrower := kind.narrowed(version, fields)) is not None:
+        version, fields = version - 1, narrower
+    data = _pack((kind.number, version, *fields))
     if len(data) > MAX_RECORD_BYTES:
         raise InvalidRecord("too-large", f"a {kind.record.__name__} of {len(data):,} bytes exceeds {MAX_RECORD_BYTES:,}")
     return data
@@ -143,6 +161,10 @@ def decode(data: bytes | memoryview, *expected: type[Any]) -> Any:
         raise InvalidRecord("unknown-version", f"{kind.record.__name__} version {version} is newer than {kind.version}")
     values: Fields = tuple(fields)
     try:
+        if kind.narrowed(version, values) is not None:
+            raise InvalidRecord(
+                "not-canonical", f"a {kind.record.__name__} that version {version - 1} holds is written in that"
+            )
         for older in range(version, kind.version):
             values = kind.upcasts[older](values)
         return kind.from_wire(values)

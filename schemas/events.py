@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, record
 from refold.schemas.checkpoints import SignedCheckpoint
+from refold.schemas.erasure import ClientErased as ClientErased
+from refold.schemas.erasure import ClientKeyed as ClientKeyed
 from refold.schemas.identity import ClientEnrolled as ClientEnrolled
 from refold.schemas.identity import CommandId
 from refold.schemas.identity import PublicKey as PublicKey
@@ -14,7 +16,7 @@ from refold.schemas.merkle import MAX_PATH
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload
 from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, grown
-from refold.schemas.updates import KeyId, Metrics, Nonce
+from refold.schemas.updates import KeyId, Metrics, Nonce, Sealing
 
 Reason = Annotated[str, Within(1, 64)]
 Parameters = Annotated[tuple[tuple[Name, float], ...], Within(0, 64)]
@@ -119,7 +121,11 @@ class Origin:
     base_round: Uint
 
 
-@record(42)
+def _unsealed(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*fields, None)
+
+
+@record(42, version=2, upcasts={1: _unsealed})
 @dataclass(frozen=True, slots=True)
 class UpdateAccepted:
     """A verdict: kept, for ever.
@@ -132,6 +138,8 @@ class UpdateAccepted:
         The client's own bytes, unchanged, in `deltas`; None for evaluations.
     features
         What detection judged by, packed.
+    sealing
+        As the client's own; None where the payload is plain.
     """
 
     origin: Origin
@@ -143,6 +151,7 @@ class UpdateAccepted:
     payload: Payload | None
     features: Payload | None
     scores: tuple[Score, ...]
+    sealing: Sealing | None = None
 
 
 @record(43)

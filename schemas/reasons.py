@@ -35,6 +35,7 @@ REASONS = MappingProxyType(
         "lengths": INTEGRITY,
         "compression": INTEGRITY,
         "layout": INTEGRITY,
+        "decryption": INTEGRITY,
         "poison": INTEGRITY,
         # What it asks for.
         "schema": CONTENT,
@@ -44,6 +45,9 @@ REASONS = MappingProxyType(
         "examples": CONTENT,
         "zero-update": PROTOCOL,
         "declined": PROTOCOL,
+        "sealing": CONTENT,
+        "sealing-key": PROTOCOL,
+        "erased": PROTOCOL,
         # When it came.
         "duplicate": PROTOCOL,
         "replayed": PROTOCOL,

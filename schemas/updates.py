@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import blake3
 
@@ -23,7 +23,32 @@ KeyId = Annotated[bytes, Within(8, 8)]
 Signature = Annotated[bytes, Within(64, 64)]
 
 
-@record(20)
+def _unsealed(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*fields, None)
+
+
+def _without_sealing(fields: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    return fields[:-1] if fields[-1] is None else None
+
+
+def _body_unsealed(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (_unsealed(fields[0]), *fields[1:])
+
+
+def _body_without_sealing(fields: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    body = _without_sealing(fields[0])
+    return None if body is None else (body, *fields[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """That an update's chunks are encrypted: how, and which of its client's sealing keys opens them."""
+
+    suite: Annotated[str, Within(1, 64)]
+    key_id: KeyId
+
+
+@record(20, version=2, upcasts={1: _unsealed}, downcasts={2: _without_sealing})
 @dataclass(frozen=True, slots=True)
 class UpdateBody:
     """All that a client says and signs in one update.
@@ -45,6 +70,8 @@ class UpdateBody:
         Length of the payload once decoded.
     client_time_ms
         The client's wall clock; decides nothing.
+    sealing
+        How the payload is encrypted; None where it is not. Without one the body is written in version 1.
     """
 
     federation: Name
@@ -65,6 +92,7 @@ class UpdateBody:
     raw_bytes: Uint
     note: Text
     client_time_ms: Uint
+    sealing: Sealing | None = None
 
     @property
     def session(self) -> tuple[int, bytes]:
@@ -77,7 +105,7 @@ class UpdateBody:
         return self.base_round + 1
 
 
-@record(21)
+@record(21, version=2, upcasts={1: _body_unsealed}, downcasts={2: _body_without_sealing})
 @dataclass(frozen=True, slots=True)
 class ClientUpdate:
     """The manifest that commits an update's chunks: a body and its Ed25519 signature."""

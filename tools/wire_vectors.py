@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from wire_arrays import LARGE, SMALL, chunks, fold, lattice
 from wire_shapes import numbered, shapes
 from wire_values import as_json
@@ -26,6 +27,7 @@ from wire_values import as_json
 from refold.bus.contract import partition_for
 from refold.consumers.commands import signed_part
 from refold.keyring import secret_digest
+from refold.producers.sealer import Place
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Command, EndFederation
 from refold.schemas.codec import encode_integers
@@ -35,6 +37,7 @@ from refold.schemas.keys import COMMAND_TAG, UPDATE_TAG, SigningKey
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.payload import chunk_digest, describe, payload_root
 from refold.schemas.plans import RoundPlan
+from refold.schemas.sealing import SUITE, SealingKey, chunk_info
 from refold.schemas.updates import ClientUpdate, UpdateBody, update_digest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,12 +53,13 @@ def types() -> Any:
 
 
 def records() -> Any:
-    """The stored bytes of every type and version, with what they say, in the newest version's fields."""
+    """The stored bytes of every type and version, with what they say, and whether a writer writes them so today."""
     found = []
     for kind, about in sorted(numbered().items(), key=lambda item: item[1].number):
         for version in range(1, about.version + 1):
             data = bytes.fromhex((GOLDEN / f"{kind.__name__}.v{version}.hex").read_text())
-            head = {"name": kind.__name__, "number": about.number, "version": version, "newest": version == about.version}
+            written = encode(decode(data)) == data
+            head = {"name": kind.__name__, "number": about.number, "version": version, "newest": written}
             found.append(head | {"hex": data.hex(), "value": as_json(decode(data))})
     return found
 
@@ -171,6 +175,33 @@ def _signed(body: UpdateBody) -> dict[str, Any]:
     }
 
 
+SEALED = (
+    "1bfcdbf7daa063db77a3fe14afbef7a477ab61360fe61391d05dc5dd6c279764bab6c19ca409a37cd924f681f4f3411913aad1084c72ca891ee0819505e5ff99d6b2",
+    "416cf604f1a2a3f004a8ffaa24a903504b278e96b4a9b601ecadc2f16642763fddf04fb6659b4040a2e0972884ed408efa324b3c49ee959c69771ace63a2dff2aba9",
+)
+"""Two chunks, sealed once: each time they are, they come out otherwise."""
+
+
+def sealing() -> Any:
+    """Sealed chunks, what each is bound to, and what is in it."""
+    key = SealingKey(X25519PrivateKey.from_private_bytes(bytes(range(32))))
+    place = Place("ann", 17, bytes(range(8)), 5)
+    infos = [chunk_info("toy", place, index) for index in range(len(SEALED))]
+    opened = [key.open(bytes.fromhex(sealed), info) for sealed, info in zip(SEALED, infos, strict=True)]
+    about = {"federation": "toy", "client": "ann", "session_index": 17, "session_nonce": bytes(range(8)).hex(), "sequence": 5}
+    return {
+        "suite": SUITE,
+        "private": bytes(range(32)).hex(),
+        "public": key.public.hex(),
+        "key_id": key.key_id.hex(),
+        **about,
+        "chunks": [
+            {"info": info.hex(), "sealed": sealed, "plain": plain.hex()}
+            for info, sealed, plain in zip(infos, SEALED, opened, strict=True)
+        ],
+    }
+
+
 def chain() -> Any:
     """The records of a topic as they lie there, and which of them a reader takes."""
     topic = "toy.rounds"
@@ -215,6 +246,7 @@ EXACT: dict[str, Callable[[], Any]] = {
     "plans": plans,
     "lattice": lattice,
     "chain": chain,
+    "sealing": sealing,
 }
 FRAMED: dict[str, Callable[[], Any]] = {"chunks": chunks, "fold": fold, "update": update}
 

@@ -37,6 +37,7 @@ RETURNS = "submit on the task, or return (state, num_examples) or (state, num_ex
 @click.option("--noise-multiplier", type=float, help="Deviation of the noise on every parameter, in clips.")
 @click.option("--privacy-delta", type=float, default=1e-5, show_default=True, help="δ of the privacy guarantee.")
 @click.option("--privacy-epsilon", type=float, help="ε that may be spent; beyond it rounds are declined.  [no limit]")
+@click.option("--sealed", is_flag=True, help="Train only with a sealing key: never send an update in the clear.")
 @click.option("--open-timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for the federation to open.")
 def client(common: Common, name: str, key: str, train: str, properties: tuple[str, ...], **chosen: Any) -> None:
     """Run the client NAME until the federation ends.
@@ -55,6 +56,7 @@ def client(common: Common, name: str, key: str, train: str, properties: tuple[st
             outbox=chosen["outbox"],
             open_timeout_s=chosen["open_timeout"],
             privacy=_privacy(chosen),
+            sealed=chosen["sealed"],
         )
         with opened as member:
             _work(member, function)

@@ -7,6 +7,8 @@ from typing import Any
 from refold.cli.output import short
 from refold.schemas.checks import Alert, Attempted, Checked, Command, Quarantined
 from refold.schemas.events import (
+    ClientErased,
+    ClientKeyed,
     FederationEnded,
     FederationOpened,
     Genesis,
@@ -31,6 +33,7 @@ from refold.schemas.identity import (
     UpdatesRefused,
 )
 from refold.schemas.keys import key_id
+from refold.schemas.sealing import sealing_key_id
 from refold.schemas.updates import ClientUpdate, Heartbeat
 
 ANYONE = "clients are not identified, anyone may take part under any name"
@@ -53,6 +56,8 @@ def clients_of(event: Any) -> frozenset[str]:
             return frozenset({event.origin.client})
         case ClientEnrolled() | TokenAdmitted() | ClientRevoked() | ClientReleased() | ClientBanned() | UpdatesRefused():
             return frozenset({event.client})
+        case ClientKeyed() | ClientErased():
+            return frozenset({event.client})
         case Quarantined() | Heartbeat():
             return frozenset({event.client})
         case ClientNotices():
@@ -70,8 +75,13 @@ def one_line(event: Any) -> str:
         case Genesis() | FederationOpened():
             said = f"{event.federation}: {event.schema.size:,} parameters, {event.optimizer}, state {short(event.state_digest)}"
             return said if event.identity.required else f"{said}  INSECURE: {ANYONE}"
+        case ClientKeyed():
+            return f"{event.client}  sealing key {sealing_key_id(event.public_key).hex()}"
+        case ClientErased():
+            return f"{event.client}  {len(event.key_ids)} sealing keys void  {event.reason}".rstrip()
         case UpdateAccepted():
-            return f"{_origin(event.origin)}  weight {event.weight}  {_metrics(event.metrics)}".rstrip()
+            sealed = "  sealed" if event.sealing else ""
+            return f"{_origin(event.origin)}  weight {event.weight}{sealed}  {_metrics(event.metrics)}".rstrip()
         case UpdateRejected():
             times = f"  ×{event.count}" if event.count > 1 else ""
             return f"{_origin(event.origin)}  {', '.join(event.reasons)}{times}  {event.detail}".rstrip()

@@ -17,6 +17,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("refold.cli.serve", "Run the server: all groups, or those named."),
     "client": ("refold.cli.client", "Run a client that trains with your function."),
     "enroll": ("refold.cli.enroll", "Let a key speak for a client."),
+    "seal": ("refold.cli.seal", "Let a client encrypt its updates."),
+    "erase": ("refold.cli.seal", "Erase what a client sent encrypted."),
     "privacy": ("refold.cli.privacy", "Say what a client has spent of its privacy."),
     "revoke": ("refold.cli.revoke", "Let a client's keys count no more."),
     "log": ("refold.cli.log", "Print the events of a log."),

@@ -86,7 +86,17 @@ def _derived(summary: Summary) -> Iterator[tuple[str, object]]:
     yield "replayed", f"{summary.replayed} of {summary.rounds} rounds give their digests"
     yield "derived", f"{summary.rederived} of {summary.rounds - summary.void} steps come out of the deltas again"
     yield "payloads", f"{summary.payloads} read"
-    if summary.not_rederivable:
-        rounds = summary.not_rederivable
-        more = f" and {len(rounds) - SHOWN_ROUNDS} more" if len(rounds) > SHOWN_ROUNDS else ""
-        yield "pruned", f"rounds {', '.join(map(str, rounds[:SHOWN_ROUNDS]))}{more} are not re-derivable, their deltas are gone"
+    unopened = {*summary.erased, *summary.sealed}
+    pruned = [round_ for round_ in summary.not_rederivable if round_ not in unopened]
+    for name, rounds, why in (
+        ("pruned", pruned, "their deltas are gone"),
+        ("erased", sorted(set(summary.erased)), "a client of theirs was erased"),
+        ("sealed", sorted(set(summary.sealed)), "a client's sealing key is not here"),
+    ):
+        if rounds:
+            yield name, f"rounds {_listed(rounds)} are not re-derivable, {why}"
+
+
+def _listed(rounds: list[int]) -> str:
+    more = f" and {len(rounds) - SHOWN_ROUNDS} more" if len(rounds) > SHOWN_ROUNDS else ""
+    return ", ".join(map(str, rounds[:SHOWN_ROUNDS])) + more

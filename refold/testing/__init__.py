@@ -115,6 +115,7 @@ class SteppedServer:
             groups=groups,
             member=member,
             clock=self.clock,
+            keys=federation.keyring.sealing,
         )
         self.members = {group: self._server._factory(group, f"{member}-{group}")() for group in groups}
 

@@ -120,7 +120,7 @@ class ForeignClient:
             "codec": self.log.plan["codec"],
         }
         rest = {"exponents": [], "num_examples": 0, "metrics": [], "payload": None, "raw_bytes": 0, "note": ""}
-        return common | rest | {"client_time_ms": now_ms()} | said
+        return common | rest | {"client_time_ms": now_ms(), "sealing": None} | said
 
     # The outbox.
 

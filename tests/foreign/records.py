@@ -40,10 +40,18 @@ class RefusedError(Exception):
 def encode(name: str, value: Value) -> bytes:
     """Return the bytes of a record."""
     shape = BY_NAME[name]
-    data: bytes = msgpack.packb([shape["number"], shape["version"], *_items(shape, value)])
+    version, items = shape["version"], _items(shape, value)
+    if _is_plain(name, items):
+        version, items = 1, items[:-1] if name == "UpdateBody" else [items[0][:-1], *items[1:]]
+    data: bytes = msgpack.packb([shape["number"], version, *items])
     if len(data) > MAX_RECORD_BYTES:
         raise RefusedError("too-large")
     return data
+
+
+def _is_plain(name: str, items: list[Any]) -> bool:
+    """Whether this is an update that is not sealed, which is written in version 1 (section 12)."""
+    return (name == "UpdateBody" and items[-1] is None) or (name == "ClientUpdate" and items[0][-1] is None)
 
 
 def decode(data: bytes) -> tuple[str, Value]:
@@ -63,6 +71,8 @@ def decode(data: bytes) -> tuple[str, Value]:
         raise RefusedError("unknown-type")
     if not 1 <= items[1] <= shape["version"]:
         raise RefusedError("unknown-version")
+    if items[1] == 2 and shape["name"] in ("UpdateBody", "ClientUpdate") and _is_plain(shape["name"], items[2:]):
+        raise RefusedError("not-canonical")
     return shape["name"], _fields(shape, _raised(items[0], items[1], items[2:]))
 
 
@@ -89,6 +99,11 @@ def _with_nothing(items: list[Any]) -> list[Any]:
     return [*items, None]
 
 
+def _with_plain_body(items: list[Any]) -> list[Any]:
+    """The body of a manifest was not sealed."""
+    return [_with_nothing(items[0]), *items[1:]]
+
+
 def _with_identity(items: list[Any]) -> list[Any]:
     """There were no log keys, and every client was known."""
     return [*items, [], [True, []]]
@@ -97,9 +112,12 @@ def _with_identity(items: list[Any]) -> list[Any]:
 RAISES: dict[tuple[int, int], Raise] = {
     (11, 1): _with_density(),
     (12, 1): _with_density(),
+    (20, 1): _with_nothing,
+    (21, 1): _with_plain_body,
     (40, 1): _with_density(5, 6),
     (40, 2): _with_identity,
     (41, 1): _with_nothing,
+    (42, 1): _with_nothing,
     (45, 1): _with_density(7),
     (46, 1): _with_nothing,
     (50, 1): _with_density(5),
