@@ -25,6 +25,7 @@ from refold.bus.contract import (
     TopicSpec,
     partition_for,
 )
+from refold.bus.security import KafkaSecurity
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -34,6 +35,7 @@ __all__ = [
     "Consumer",
     "Delivery",
     "Headers",
+    "KafkaSecurity",
     "Listener",
     "Place",
     "Producer",
@@ -45,13 +47,15 @@ __all__ = [
 ]
 
 
-def open_bus(url: str, *, create: bool = True) -> Bus:
+def open_bus(url: str, *, create: bool = True, security: KafkaSecurity | None = None) -> Bus:
     """Open the bus that `url` names.
 
     Parameters
     ----------
     create
         Make an embedded bus's file if it is not there; otherwise NotFoundError.
+    security
+        How a Kafka cluster is spoken to; if None, as ``REFOLD_KAFKA_*`` says in the environment. Other buses need none.
 
     Raises
     ------
@@ -70,4 +74,4 @@ def open_bus(url: str, *, create: bool = True) -> Bus:
         return MemoryBus(parts.location or None)
     from refold.bus.kafka import open_kafka
 
-    return open_kafka(parts)
+    return open_kafka(parts, security)

@@ -22,20 +22,25 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
+from refold.bus._kafka_connections import Connections, security_settings
 from refold.bus._kafka_errors import Again, NoAnswer, Unanswered, check, no_answer, refused, unreachable
 from refold.bus._kafka_reply import Reply
+from refold.bus._kafka_tls import own_name
 from refold.bus._store import no_topic
 from refold.bus.contract import Place
+from refold.bus.security import KafkaSecurity
 from refold.schemas.errors import RefoldError, UsageError
 
 with warnings.catch_warnings():
     # As in `_kafka_errors`.
     warnings.simplefilter("ignore", DeprecationWarning)
     import kafka.errors
-    from kafka.net.compat import KafkaNetClient
+    from kafka.net.selector import NetworkSelector
     from kafka.protocol.metadata import FindCoordinatorRequest, MetadataRequest
 
-CONNECT_S = 10.0
+CONNECT_S = 8.0
+"""How long to look for a broker: with a process's start around it, ten seconds."""
+
 ANSWER_S = 10.0
 """How long a broker may take to answer a question that it can answer at once."""
 
@@ -99,16 +104,21 @@ class KafkaClient:
     ------
     BusError
         No broker answered within `CONNECT_S`.
+    ConfigurationError
+        The security settings are wrong, or not those of the cluster.
     """
 
-    def __init__(self, brokers: tuple[str, ...]) -> None:
+    def __init__(self, brokers: tuple[str, ...], security: KafkaSecurity | None = None) -> None:
         self.brokers = brokers
+        self._security = security or KafkaSecurity()
+        self._secured = security_settings(self._security)
+        self.account = own_name(self._security)
         self._topics: dict[str, TopicNode] = {}
         self._coordinators: dict[str, Coordinator] = {}
         self._pid = os.getpid()
         # One address after the other: kafka-python draws one, and gives one that never answers all the time there is. Those
         # where nobody listens come last.
-        error: BaseException | None = None
+        errors: list[BaseException] = []
         order = random.sample(brokers, len(brokers))
         for number, broker in enumerate(order):
             if number < len(brokers) - 1 and not _listens(broker):
@@ -117,24 +127,27 @@ class KafkaClient:
             error = self._connect(broker, CONNECT_S / len(brokers))
             if error is None:
                 return
-        raise unreachable(brokers, CONNECT_S) from error
+            errors.append(error)
+        told = [error for error in errors if isinstance(error, RefoldError)]
+        # What somebody can mend here says more than what another broker, which may just be down, did not say.
+        raise min(told, key=lambda error: -error.exit_code, default=unreachable(brokers, CONNECT_S)) from errors[0].__cause__
 
     def _connect(self, broker: str, timeout_s: float) -> BaseException | None:
         """Connect to the cluster through one broker; return why not."""
-        self._net_client = KafkaNetClient(**settings((broker,)))
-        self._manager = self._net_client._manager
-        self._net = self._manager._net
-        self._net.start()
         done = threading.Event()
+        configured = settings((broker,)) | self._secured
+        self._net = NetworkSelector(**configured)
+        self._manager = Connections(self._net, self._security, done.set, **configured)
+        self._net.start()
         try:
             future = self._manager.bootstrap_async(timeout_s * 1000, False).add_both(lambda _: done.set())
-            if done.wait(timeout_s + 1) and future.exception is None:
+            if done.wait(timeout_s + 1) and future.succeeded():
                 return None
         except BaseException:
             self.close()
             raise
         self.close()
-        return future.exception or Unanswered(f"{broker} did not answer")
+        return self._manager.fault or self._manager.guess or future.exception or Unanswered(f"{broker} did not answer")
 
     def send(self, request: Any, node: int | str | None, timeout_s: float, wake: Callable[[], None] | None = None) -> Reply:
         """Send a request to a broker, or to any if `node` is None; the answer comes in time.
@@ -178,13 +191,18 @@ class KafkaClient:
             except (Again, Unanswered, NoAnswer) as error:
                 pause_s = PAUSE_S[min(number, len(PAUSE_S) - 1)]
                 if deadline - time.monotonic() <= pause_s:
-                    raise no_answer(what, timeout_s, self.brokers, error, **where) from error
+                    raise self.no_answer(what, timeout_s, error, **where) from error
                 # What is known of the cluster may be why.
                 self._refresh_brokers()
                 time.sleep(pause_s)
             except kafka.errors.KafkaError as error:
-                raise refused(what, error, **where) from error
+                raise refused(what, error, account=self.account, **where) from error
         raise AssertionError("unreachable")
+
+    def no_answer(self, what: str, timeout_s: float, error: BaseException, **where: object) -> NoAnswer:
+        """Return the error for a question that found no answer in time, with why connections fail now, if they do."""
+        fault = self._manager.recent_fault(timeout_s)
+        return no_answer(what, timeout_s, self.brokers, fault or error, **where)
 
     def _refresh_brokers(self) -> None:
         with suppress(RuntimeError):  # Another thread closes the bus at this moment; the next question tells.

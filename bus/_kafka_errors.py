@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from refold.schemas.errors import BusError
+from refold.schemas.errors import BusError, ConfigurationError, RefoldError
 
 with warnings.catch_warnings():
     # kafka-python 3.0 reads its own files in a way that Python 3.11 calls out of date.
@@ -52,8 +52,27 @@ def no_answer(what: str, timeout_s: float, brokers: tuple[str, ...], error: Base
     return NoAnswer(message, address=address(brokers), hint=hint, **where)
 
 
-def refused(what: str, error: BaseException, **where: object) -> BusError:
-    """Return the error for what a broker refused."""
+RIGHTS = {
+    "sending": "Write",
+    "reading": "Read",
+    "deleting records": "Delete",
+    "creating topics": "Create",
+    "reading the topics' settings": "DescribeConfigs",
+    "storing a group's positions": "Read",
+    "keeping the place in the group": "Read",
+    "joining the group": "Read",
+}
+"""What is done → the operation that Kafka's ACLs call it; all else is Describe, which each of these brings along."""
+
+
+def refused(what: str, error: BaseException, *, account: str | None = None, **where: object) -> RefoldError:
+    """Return the error for what a broker refused: with the right that lacks, where it is that."""
     name = type(error).__name__
-    hint = "give this user the right in the cluster's ACLs" if isinstance(error, kafka.errors.AuthorizationError) else ""
-    return BusError(f"{what}: the broker refused ({name})", hint=hint or "see the broker's log for why", **where)
+    if not isinstance(error, kafka.errors.AuthorizationError):
+        return BusError(f"{what}: the broker refused ({name})", hint="see the broker's log for why", **where)
+    # No restart mends this, and asking again and again would only fill the broker's log.
+    who = account or "User:ANONYMOUS"
+    right = RIGHTS.get(what, "Describe")
+    hint = f"have {right} granted, if it is to have it: `refold doctor --acls` prints the commands for each role"
+    where |= {"operation": right, "account": who}
+    return ConfigurationError(f"{what}: the broker's ACLs do not let this account ({name})", hint=hint, **where)

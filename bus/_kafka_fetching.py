@@ -22,7 +22,7 @@ import kafka.errors
 
 from refold.bus._kafka_answers import Held, fetch_request
 from refold.bus._kafka_client import ANSWER_S, KafkaClient
-from refold.bus._kafka_errors import Again, NoAnswer, Unanswered, no_answer, refused
+from refold.bus._kafka_errors import Again, NoAnswer, Unanswered, refused
 from refold.bus._kafka_places import EARLIEST, LATEST, offset_at
 from refold.bus._kafka_reply import Reply
 from refold.bus._store import Fetched
@@ -232,7 +232,7 @@ class Fetching:
                 self._failed(error)
                 continue
             except E.KafkaError as error:
-                raise refused("reading", error) from error
+                raise refused("reading", error, account=self._client.account) from error
             moved |= self._land(flight, response)
         return moved
 
@@ -265,7 +265,7 @@ class Fetching:
         if code in _ELSEWHERE:
             self._client.look_up(place.topic)  # NotFoundError if it is gone.
         elif not isinstance(error, E.RetriableError):
-            raise refused("reading", error, topic=place.topic, partition=place.partition)
+            raise refused("reading", error, account=self._client.account, topic=place.topic, partition=place.partition)
         self._client.forget(place.topic)
         self._failed(error)
         return {}
@@ -286,4 +286,4 @@ class Fetching:
         self._retry_at = now + RETRY_S
         if now - self._failing_since >= ANSWER_S:
             self._failing_since = None
-            raise no_answer("reading", ANSWER_S, self._client.brokers, error) from error
+            raise self._client.no_answer("reading", ANSWER_S, error) from error

@@ -27,7 +27,7 @@ from typing import Any
 import kafka.errors
 
 from refold.bus._kafka_client import ANSWER_S, Coordinator, KafkaClient
-from refold.bus._kafka_errors import Again, Unanswered, no_answer, refused
+from refold.bus._kafka_errors import Again, Unanswered, refused
 from refold.bus._kafka_member import NOBODY, Identity, commit, first_error, heartbeat, join, leave, sync
 from refold.bus._kafka_places import COORDINATOR_MOVED
 from refold.bus._kafka_reply import Reply
@@ -201,7 +201,7 @@ class KafkaMembership:
             self._failed(error)
             return None
         except kafka.errors.KafkaError as error:
-            raise refused("looking for the group's coordinator", error, group=self.group) from error
+            raise self._not_let("looking for the group's coordinator", error) from error
 
     def _take_beat(self) -> None:
         if self._beat is None or not self._beat.is_there:
@@ -237,8 +237,11 @@ class KafkaMembership:
         elif code == _LOADING:
             return False
         else:
-            raise refused("keeping the place in the group", E.for_code(code)(), group=self.group)
+            raise self._not_let("keeping the place in the group", E.for_code(code)())
         return True
+
+    def _not_let(self, what: str, error: BaseException) -> RefoldError:
+        return refused(what, error, account=self._client.account, group=self.group)
 
     def _lose(self, *, keep_name: bool = False) -> None:
         # With its old name a member takes its old place among the members; with a new one the old would be waited for.
@@ -262,7 +265,7 @@ class KafkaMembership:
         self._next_try_at = self._beat_at = now + RETRY_S
         if now - self._failing_since >= ANSWER_S:
             self._failing_since = None
-            raise no_answer("the group's coordinator", ANSWER_S, self._client.brokers, error, group=self.group) from error
+            raise self._client.no_answer("the group's coordinator", ANSWER_S, error, group=self.group) from error
 
     # -- joining -------------------------------------------------------------------------------------------------------------
 
@@ -385,9 +388,7 @@ class KafkaMembership:
                 # The group shares its places out anew at this moment; ours stay ours until we let go of them.
                 self._go_on_joining(next(iter(offsets)), deadline)
             elif time.monotonic() >= deadline:
-                raise no_answer(
-                    "storing the group's positions", ANSWER_S, self._client.brokers, Again(str(code)), group=self.group
-                )
+                raise self._client.no_answer("storing a group's positions", ANSWER_S, Again(str(code)), group=self.group)
             time.sleep(RETRY_S)
 
     def _stored_alone(self, offsets: Mapping[Place, Committed]) -> bool:
@@ -408,7 +409,7 @@ class KafkaMembership:
             self._client.forget_coordinator(self.group)
             return None
         except kafka.errors.KafkaError as error:
-            raise refused("storing the group's positions", error, group=self.group) from error
+            raise self._not_let("storing a group's positions", error) from error
         code = first_error(response)
         if code == 0:
             self._heard(asked_at)

@@ -88,7 +88,7 @@ def produce_request(parcel: Parcel) -> Any:
     )
 
 
-def refusal(parcel: Parcel, code: int, error: Exception, said: str | None) -> RefoldError:
+def refusal(parcel: Parcel, code: int, error: Exception, said: str | None, account: str | None) -> RefoldError:
     """Return the error for a parcel that no repetition gets through."""
     where = {"topic": parcel.place.topic, "partition": parcel.place.partition}
     if code in _LOST_COUNT:
@@ -97,6 +97,6 @@ def refusal(parcel: Parcel, code: int, error: Exception, said: str | None) -> Re
     if code in (E.MessageSizeTooLargeError.errno, E.RecordListTooLargeError.errno):
         hint = f"set max.message.bytes of the topic to {MAX_MESSAGE_BYTES}, as Refold does when it makes one"
         return ConfigurationError("the topic takes no records as large as Refold's", hint=hint, **where)
-    if said:
+    if said and not isinstance(error, E.AuthorizationError):
         return BusError(f"the broker refused: {said}", hint="see the broker's log for why", **where)
-    return refused("sending", error, **where)
+    return refused("sending", error, account=account, **where)

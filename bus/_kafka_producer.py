@@ -201,7 +201,7 @@ class KafkaProducer:
             self._pause(str(error))
             return False
         except E.KafkaError as said:
-            raise refused("sending", said, topic=parcel.place.topic) from said
+            raise refused("sending", said, account=self._client.account, topic=parcel.place.topic) from said
         # 1. Numbers.
         if parcel.batch is None:
             parcel.seal(self._sender, lane.next_sequence)
@@ -243,7 +243,7 @@ class KafkaProducer:
             self._send_again(lane, parcel, str(error))
             return False
         except E.KafkaError as said:
-            raise refused("sending", said, topic=parcel.place.topic) from said
+            raise refused("sending", said, account=self._client.account, topic=parcel.place.topic) from said
         if code == 0:
             # 3. Acknowledged.
             for index, delivery in enumerate(parcel.deliveries):
@@ -256,7 +256,7 @@ class KafkaProducer:
             return True
         kind = E.for_code(code)
         if not issubclass(kind, _SEND_AGAIN):
-            raise refusal(parcel, code, kind(), answer.error_message)
+            raise refusal(parcel, code, kind(), answer.error_message, self._client.account)
         if code == E.UnknownTopicOrPartitionError.errno:
             with suppress(NoAnswer):
                 self._client.look_up(parcel.place.topic, self._question_s())  # NotFoundError if it is gone.

@@ -9,6 +9,7 @@ from typing import Any
 import kafka.errors
 
 from refold.bus._kafka_errors import Again, Unanswered
+from refold.bus._kafka_failures import wrong_account
 
 
 class Reply:
@@ -36,6 +37,8 @@ class Reply:
             It did not come in time, or the connection broke meanwhile.
         Again
             No connection to that broker for now: it was not asked.
+        ConfigurationError
+            It does not know this account or its password (any more).
         """
         if not self._done.wait(timeout_s):
             raise Unanswered(f"no answer within {timeout_s:g} s")
@@ -43,6 +46,8 @@ class Reply:
             return self._value
         if isinstance(self._error, kafka.errors.NodeNotReadyError | kafka.errors.UnknownBrokerIdError):
             raise Again(str(self._error)) from self._error
+        if isinstance(self._error, kafka.errors.SaslAuthenticationFailedError):
+            raise wrong_account(None) from self._error
         if isinstance(self._error, kafka.errors.BrokerResponseError) and not isinstance(
             self._error, kafka.errors.RequestTimedOutError
         ):

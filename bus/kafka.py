@@ -29,21 +29,28 @@ from refold.bus._store import check_deletable, check_place, check_specs
 from refold.bus._url import BusUrl
 from refold.bus.contract import Committed, Place, TopicSpec
 from refold.bus.examination import examine_specs
+from refold.bus.security import KafkaSecurity
 from refold.bus.symptoms import Symptom
 from refold.schemas.errors import ConfigurationError, UsageError
 
 
-def open_kafka(parts: BusUrl) -> KafkaBus:
-    """Open the cluster that a bus URL names.
+def open_kafka(parts: BusUrl, security: KafkaSecurity | None = None) -> KafkaBus:
+    """Open the cluster that a bus URL names, as `security` or, without it, the environment says.
 
     Raises
     ------
     ConfigurationError
-        The package ``crc32c`` lacks: without it kafka-python computes checksums at 7 MB/s, and Refold not at all.
+        The package ``crc32c`` lacks: without it kafka-python computes checksums at 7 MB/s, and Refold not at all. Or the
+        security settings are wrong, or not those of the cluster.
     BusError
         No broker answers.
     """
-    return KafkaBus(tuple(parts.location.split(",")), federation=parts.federation, replication=parts.replication)
+    return KafkaBus(
+        tuple(parts.location.split(",")),
+        federation=parts.federation,
+        replication=parts.replication,
+        security=security or KafkaSecurity.from_environment(),
+    )
 
 
 class KafkaBus:
@@ -55,6 +62,8 @@ class KafkaBus:
         ``HOST:PORT`` of one or more; the others are found.
     replication
         Copies of each partition of the topics it makes; None means three, or one per broker where there are fewer.
+    security
+        How the brokers are spoken to; without encryption or account if None.
     wall
         Seconds, for timestamps.
     topic_settings
@@ -67,16 +76,18 @@ class KafkaBus:
         *,
         federation: str | None = None,
         replication: int | None = None,
+        security: KafkaSecurity | None = None,
         wall: Callable[[], float] = time.time,
         topic_settings: dict[str, str] | None = None,
     ) -> None:
         self._brokers = brokers
         self._federation = federation
         self._replication = replication
+        self._security = security or KafkaSecurity()
         self._wall = wall
         self._topic_settings = topic_settings or {}
         self._specs = Specs()
-        self._client = KafkaClient(brokers)
+        self._client = self._connect()
         # Who drops a bus without closing it loses its connections and their thread with it.
         close_with(self, self._client)
         self._closed = False
@@ -84,9 +95,12 @@ class KafkaBus:
 
     @property
     def url(self) -> str:
-        """The URL that opens it again."""
+        """The URL that opens it again, with the same security settings: they are in no URL."""
         replication = f"?replication={self._replication}" if self._replication else ""
         return f"kafka://{','.join(self._brokers)}/{quote(self._federation or '', safe='')}{replication}"
+
+    def _connect(self) -> KafkaClient:
+        return KafkaClient(self._brokers, self._security)
 
     def create_topics(self, specs: Iterable[TopicSpec]) -> None:
         """Create what is not there. Idempotent; topics that are refused keep those beside them from being made."""
@@ -118,7 +132,7 @@ class KafkaBus:
     def producer(self, *, max_in_flight_bytes: int = 16 << 20) -> KafkaProducer:
         """Open a producer, with connections of its own."""
         self._open_client()
-        client = KafkaClient(self._brokers)
+        client = self._connect()
         try:
             return KafkaProducer(client, self._specs, max_in_flight_bytes, self._wall)
         except BaseException:
@@ -135,7 +149,7 @@ class KafkaBus:
     ) -> KafkaConsumer:
         """Open a consumer, with connections of its own."""
         self._open_client()
-        log = KafkaLog(KafkaClient(self._brokers), self._specs)
+        log = KafkaLog(self._connect(), self._specs)
         try:
             return KafkaConsumer(log, group, instance, max_in_flight_bytes, session_timeout_s)
         except BaseException:

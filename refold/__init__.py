@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refold.bus.security import KafkaSecurity
     from refold.detection import Cohort, Detection, DetectionConfig, Verdict
     from refold.federation import Federation, connect
     from refold.founding import create
@@ -36,6 +37,7 @@ _PLACES = {
     "Federation": "refold.federation",
     "connect": "refold.federation",
     "create": "refold.founding",
+    "KafkaSecurity": "refold.bus.security",
     "Plan": "refold.plan",
     "Privacy": "refold.producers.privacy",
     "RefoldError": "refold.schemas.errors",
@@ -60,6 +62,7 @@ __all__ = [
     "FedAvgM",
     "FedYogi",
     "Federation",
+    "KafkaSecurity",
     "ModelState",
     "Plan",
     "Privacy",

@@ -14,6 +14,7 @@ from refold.bus.copy_place import require_whole
 from refold.bus.copying import Copied, copy_federation
 from refold.bus.ledger import LedgerReader, read_all
 from refold.bus.payloads import PayloadReader
+from refold.bus.security import KafkaSecurity, other_security
 from refold.bus.topics import Topics, federations_in
 from refold.consumers.attached import GENESIS, LEDGERS, Context, Handler, Subscription
 from refold.consumers.audit.findings import Progress
@@ -267,7 +268,13 @@ class Federation:
         return prove_inclusion(self.bus, self.topics, index, chosen, progress or silent)
 
     def export(
-        self, target: str | Bus, *, topics: Collection[str] = (), verify: bool = False, progress: Progress | None = None
+        self,
+        target: str | Bus,
+        *,
+        topics: Collection[str] = (),
+        verify: bool = False,
+        security: KafkaSecurity | None = None,
+        progress: Progress | None = None,
     ) -> Copied:
         """Copy the federation to another bus, or go on with a copy; every record keeps its offset. See `refold.bus.copying`.
 
@@ -279,8 +286,11 @@ class Federation:
             Short names of those to copy, for readers; all if empty.
         verify
             Compare every record afterwards.
+        security
+            How the target is spoken to, where that is a Kafka cluster by its URL. If None, as ``REFOLD_OTHER_KAFKA_*`` says:
+            this bus's own account is not shown to another.
         """
-        bus = open_bus(target) if isinstance(target, str) else target
+        bus = target if not isinstance(target, str) else open_bus(target, security=security or other_security())
         try:
             return copy_federation(self.bus, bus, self.name, topics=topics, verify=verify, progress=progress)
         finally:
@@ -377,20 +387,28 @@ class Federation:
         self.close()
 
 
-def connect(url: str, *, keys: str | Path | None = None, bus: Bus | None = None) -> Federation:
+def connect(
+    url: str,
+    *,
+    keys: str | Path | None = None,
+    security: KafkaSecurity | None = None,
+    bus: Bus | None = None,
+) -> Federation:
     """Find the federation that a URL names.
 
     Parameters
     ----------
     keys
         The server's and operator's key folder; see `refold.keyring.key_folder`. Clients and readers need none.
+    security
+        How a Kafka cluster is spoken to: TLS, certificates, account. If None, as ``REFOLD_KAFKA_*`` says in the environment.
 
     Raises
     ------
     NotFoundError
         There is none, or several and the URL names none of them.
     """
-    bus = bus or open_bus(url, create=False)
+    bus = bus or open_bus(url, create=False, security=security)
     found = federations_in(bus.topics())
     wanted = parse_url(url).federation
     if wanted is None and len(found) == 1:

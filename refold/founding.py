@@ -12,6 +12,7 @@ from refold.bus.clock import SystemClock
 from refold.bus.contract import Bus, Place
 from refold.bus.ledger import LedgerReader, LedgerWriter
 from refold.bus.payloads import send_payload
+from refold.bus.security import KafkaSecurity
 from refold.bus.topics import Topics
 from refold.consumers.planning import plan_round
 from refold.federation import Federation
@@ -42,6 +43,7 @@ def create(
     partitions: int = 4,
     keys: str | Path | None = None,
     rules: Mapping[str, str] | None = None,
+    security: KafkaSecurity | None = None,
     bus: Bus | None = None,
 ) -> Federation:
     """Make a federation: topics, initial state, genesis.
@@ -63,6 +65,8 @@ def create(
         Of the topics that are spread over clients.
     rules
         How integer tensors combine, by name: ``max``, ``sum`` or ``last``.
+    security
+        How a Kafka cluster is spoken to; see `refold.connect`.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def create(
         raise UsageError(f"defence {defence!r} is not one of {', '.join(DEFENCES)}")
     policy = (plan or Plan()).policy()
     state = initial_state(initial, rules)
-    bus = bus or open_bus(url)
+    bus = bus or open_bus(url, security=security)
     name = parse_url(url).federation or _default_name(url)
     federation = Federation(bus, name, key_folder(url, keys))
     if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):

@@ -14,9 +14,9 @@ import numpy as np
 from refold.bus.comparing import LOGS, Parting, parting
 from refold.cli.describe import one_line
 from refold.cli.export import bus_url
-from refold.cli.options import Common, common
+from refold.cli.options import Common, common, other_kafka
 from refold.cli.output import facts, say, say_json, table, time_text
-from refold.federation import Federation, connect
+from refold.federation import Federation
 from refold.refs import resolve_round
 from refold.schemas.errors import IntegrityError, NotFoundError, UsageError
 from refold.state.difference import TensorDifference, differences, differences_to
@@ -42,6 +42,7 @@ class Side:
     "--with", "other", metavar="FILE|URL", help="The second REF is on this bus; without REFs: compare the whole logs."
 )
 @click.option("--all", "every", is_flag=True, help="List the tensors that are equal, too.")
+@other_kafka
 def diff(common: Common, refs: tuple[str, ...], other: str | None, every: bool) -> int:
     """Say what differs, tensor by tensor: between two rounds, a round and a file that `rebuild -o` wrote, or two buses.
 
@@ -63,11 +64,11 @@ def _elsewhere(word: str, common: Common, federation: Federation) -> Federation:
     """Open the federation on the other bus: the one of the same name, unless the URL names one."""
     url = bus_url(word)
     try:
-        return connect(url, keys=common.keys)
+        return common.other(url)
     except NotFoundError:
         if not url.startswith("sqlite:") or "?" in url:
             raise
-        return connect(f"{url}?federation={federation.name}", keys=common.keys)
+        return common.other(f"{url}?federation={federation.name}")
 
 
 def _sides(federation: Federation, refs: Sequence[str], other: str | None, common: Common) -> tuple[Side, Side]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from refold.bus import open_bus, parse_url
+from refold.bus import parse_url
 from refold.bus.contract import Bus
 from refold.bus.copying import Copied
 from refold.bus.topics import KEPT
-from refold.cli.options import Common, common
+from refold.cli.options import Common, common, other_kafka
 from refold.cli.output import facts, note, progress_bar, say, say_json, size_text
-from refold.federation import Federation, connect
+from refold.federation import Federation
 from refold.schemas.errors import UsageError
 
 
@@ -22,6 +22,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give both verbs the same options."""
     what = "Copy this topic (and the logs) only; may be given more than once.  [all]"
     for option in (
+        other_kafka,
         click.option("--verify", is_flag=True, help="Compare every record with the source's afterwards."),
         click.option("--topics", "-t", multiple=True, metavar="TOPIC", type=click.Choice(sorted(KEPT)), help=what),
     ):
@@ -40,8 +41,10 @@ def export(common: Common, target: str, topics: tuple[str, ...], verify: bool) -
     copy. Run again, it takes in what is new. To move a federation, stop its servers first, then export, then serve the copy.
     Keys are not copied.
     """
-    with common.federation() as federation, _open_target(bus_url(target), federation.name) as bus:
-        _copy(federation, bus, topics, verify=verify, as_json=common.json)
+    with common.federation() as federation:
+        _check_name(bus_url(target), federation.name)
+        with common.open_other(bus_url(target)) as bus:
+            _copy(federation, bus, topics, verify=verify, as_json=common.json)
 
 
 @click.command("import", short_help="Copy a federation from a file or another bus.")
@@ -51,8 +54,10 @@ def export(common: Common, target: str, topics: tuple[str, ...], verify: bool) -
 def import_(common: Common, source: str, topics: tuple[str, ...], verify: bool) -> None:
     """Copy the federation in FILE (a SQLite bus) or on the bus at URL to the bus that --bus names; else like export."""
     target = common.bus_url()
-    with connect(bus_url(source), keys=common.keys) as federation, _open_target(target, federation.name) as bus:
-        _copy(federation, bus, topics, verify=verify, as_json=common.json)
+    with common.other(bus_url(source)) as federation:
+        _check_name(target, federation.name)
+        with common.open_bus() as bus:
+            _copy(federation, bus, topics, verify=verify, as_json=common.json)
 
 
 def bus_url(word: str) -> str:
@@ -60,13 +65,12 @@ def bus_url(word: str) -> str:
     return word if word.partition(":")[0] in ("sqlite", "memory", "kafka") else f"sqlite:{word}"
 
 
-def _open_target(url: str, federation: str) -> Bus:
-    """Open the bus to write to, made if it is a file that is not there."""
+def _check_name(url: str, federation: str) -> None:
+    """Refuse a target that names another federation."""
     named = parse_url(url).federation
     if named not in (None, federation):
         hint = f"leave the name out, or write {federation}: a log's hashes hold its federation's name"
         raise UsageError(f"the copy of {federation!r} cannot be called {named!r}", hint=hint)
-    return open_bus(url)
 
 
 def _copy(federation: Federation, target: Bus, topics: tuple[str, ...], *, verify: bool, as_json: bool) -> None:

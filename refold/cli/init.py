@@ -55,6 +55,7 @@ def init(common: Common, source: str, **chosen: Any) -> None:
         defence=chosen["defence"],
         partitions=chosen["partitions"],
         keys=common.keys,
+        security=common.security(),
         rules={name: str(value) for name, value in pairs(chosen["rule"]).items()},
     )
     with federation:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from refold.bus import parse_url
+from refold.bus import KafkaSecurity, open_bus, parse_url
+from refold.bus.contract import Bus
+from refold.cli import settings
 from refold.federation import Federation, connect
 from refold.schemas.errors import ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+KAFKA_HELP = "TLS and account: ca=FILE, certificate=FILE, key=FILE, user=NAME, password-file=FILE, …; may be repeated."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +33,15 @@ class Common:
         The folder of the server's and operator's keys, or None for the place beside the bus.
     json
         Write JSON.
+    kafka, other_kafka
+        ``NAME=VALUE``: how a Kafka cluster is spoken to, as the flags say; and the second one, where a verb has two buses.
     """
 
     url: str | None
     keys: str | None
     json: bool
+    kafka: tuple[str, ...] = ()
+    other_kafka: tuple[str, ...] = ()
 
     def bus_url(self) -> str:
         """Return the bus URL.
@@ -50,21 +59,56 @@ class Common:
 
     def federation(self) -> Federation:
         """Find the federation; close it after use."""
-        return connect(self.bus_url(), keys=self.keys)
+        return connect(self.bus_url(), keys=self.keys, security=self.security())
+
+    def other(self, url: str) -> Federation:
+        """Find the federation on the second bus; close it after use."""
+        return connect(url, keys=self.keys, security=self._other_security())
+
+    def open_bus(self) -> Bus:
+        """Open the bus itself, made if it is a file that is not there."""
+        return open_bus(self.bus_url(), security=self.security())
+
+    def open_other(self, url: str) -> Bus:
+        """Open the second bus, made if it is a file that is not there."""
+        return open_bus(url, security=self._other_security())
+
+    def security(self) -> KafkaSecurity:
+        """Return how the bus is spoken to, if it is a Kafka cluster."""
+        return settings.kafka_security(settings.find_file(Path.cwd()), settings.KAFKA, self.kafka)
+
+    def _other_security(self) -> KafkaSecurity:
+        return settings.kafka_security(settings.find_file(Path.cwd()), settings.OTHER_KAFKA, self.other_kafka)
 
 
 def common(function: F) -> F:
-    """Give a command ``--bus``, ``--keys`` and ``--json``, and its function a `Common` first."""
+    """Give a command ``--bus``, ``--kafka``, ``--keys`` and ``--json``, and its function a `Common` first."""
 
     @functools.wraps(function)
-    def with_common(*args: Any, bus: str | None, keys: str | None, json: bool, **kwargs: Any) -> Any:
-        return function(Common(bus, keys, json), *args, **kwargs)
+    def with_common(
+        *args: Any,
+        bus: str | None,
+        keys: str | None,
+        json: bool,
+        kafka: tuple[str, ...],
+        other_kafka: tuple[str, ...] = (),
+        **kwargs: Any,
+    ) -> Any:
+        return function(Common(bus, keys, json, kafka, other_kafka), *args, **kwargs)
 
     wrapped: Any = with_common
     for option in (
         click.option("--json", is_flag=True, envvar="REFOLD_JSON", help="Write JSON."),
         click.option("--keys", metavar="DIR", envvar="REFOLD_KEYS", help="Keys of server and operator.  [beside the bus file]"),
+        click.option("--kafka", metavar="NAME=VALUE", multiple=True, envvar=[], help=KAFKA_HELP),
         click.option("--bus", metavar="URL", envvar="REFOLD_BUS", help="sqlite:FILE, or kafka://HOST:PORT/FEDERATION."),
     ):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]
+
+
+def other_kafka(function: F) -> F:
+    """Give a command with two buses, below `common`, ``--other-kafka`` for the second one."""
+    what = "The same for the other bus, which is shown nothing of this one's account."
+    option = click.option("--other-kafka", metavar="NAME=VALUE", multiple=True, envvar=[], help=what)
+    return option(function)

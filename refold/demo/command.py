@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import click
 
+from refold.bus.security import PREFIX, KafkaSecurity
+from refold.cli import settings
 from refold.demo.names import EMBEDDED
 from refold.schemas.errors import IntegrityError
 
@@ -39,6 +42,7 @@ def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, bus: str,
     from refold.demo.screen import Screen
     from refold.demo.show import Request, perform
 
+    _take_security(bus)
     request = Request(out, seed, rounds, clients, faults == "all", bus, brokers)
     screen = Screen(rounds)
     # As Ctrl-C does: the processes of the runs are ended before this one.
@@ -49,3 +53,12 @@ def demo(seed: int, out: Path, rounds: int, clients: int, faults: str, bus: str,
         click.echo(json.dumps(show.report))
     screen.close_with(request, show)
     return 0 if all(one["equal"] for one in show.report["rebuilt"]) else IntegrityError.exit_code
+
+
+def _take_security(bus: str) -> None:
+    """Put into the environment, for the processes of the runs, how a cluster is spoken to; our own brokers ask for nothing."""
+    there = bus.startswith("kafka:")
+    security = settings.kafka_security(settings.find_file(Path.cwd()), settings.KAFKA, ()) if there else KafkaSecurity()
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[name]
+    os.environ.update(security.to_environment())

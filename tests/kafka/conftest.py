@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from refold.bus import TopicSpec
 from refold.bus.kafka import KafkaBus
-from refold.testing.kafka import Cluster
+from refold.testing.kafka import Authority, Cluster, Listener, Secured
 
 COMPOSE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
 
@@ -22,6 +23,22 @@ def bus(kafka: Cluster) -> Iterator[KafkaBus]:
     """Yield a bus on the run's broker."""
     with KafkaBus((kafka.bootstrap,), federation="suite") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(kafka_is_available: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Yield a broker that asks who is calling, and has one port for each thing that may be wrong with a port."""
+    folder = tmp_path_factory.mktemp("secured")
+    authority = Authority(folder)
+    users = ("founder", "server", "operator", "auditor", "ward-1", "ward-2", "stranger")
+    more = {
+        "EXPIRED": Listener("SSL", authority.issue("expired", valid=timedelta(days=-1))),
+        "ELSEWHERE": Listener("SSL", authority.issue("elsewhere", hosts=["broker.example"])),
+        "PLAIN": Listener("PLAINTEXT"),
+        "OPEN": Listener("SASL_PLAINTEXT"),
+    }
+    with Cluster(secured=Secured(folder, {user: os.urandom(12).hex() for user in users}, more)) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -184,6 +184,9 @@ def test_idle_brokers_that_are_asked_again_and_again_leave_room_for_the_others()
 class Leaderless(Client):
     """A cluster where some partitions have no leader."""
 
+    def no_answer(self, what, timeout_s, error):
+        return BusError(f"{what} found no answer ({error})")
+
     def __init__(self, *answers, without=()):
         super().__init__(*answers)
         self.without = without

@@ -3,7 +3,9 @@
 Nothing here imports a Kafka client.
 """
 
+from refold.testing.kafka.authority import Authority
 from refold.testing.kafka.cluster import Cluster
 from refold.testing.kafka.runtime import JavaRuntime, find_runtime, why_unavailable
+from refold.testing.kafka.secured import Listener, Secured
 
-__all__ = ["Cluster", "JavaRuntime", "find_runtime", "why_unavailable"]
+__all__ = ["Authority", "Cluster", "JavaRuntime", "Listener", "Secured", "find_runtime", "why_unavailable"]

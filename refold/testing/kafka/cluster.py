@@ -21,6 +21,7 @@ from refold.testing.kafka.jars import class_archive, one_at_a_time
 from refold.testing.kafka.nodes import LOG_LINES, READ, RECORD, Node, open_gate
 from refold.testing.kafka.probe import brokers_known_to
 from refold.testing.kafka.runtime import JavaRuntime, Runtime, find_runtime
+from refold.testing.kafka.secured import CERTIFICATE, Secured
 from refold.testing.kafka.settings import CONTROLLER, EXTERNAL, INTERNAL, shared_settings
 
 HOST = "127.0.0.1"
@@ -46,6 +47,8 @@ class Cluster:
         Broker settings beside or in place of the shared ones.
     advertised
         Loopback ports that clients are told in place of nodes' own, by node: a proxy's. Brokers do not use them.
+    secured
+        What makes it ask who is calling; if None, it takes whom it hears. Needs Java.
     runtime
         What nodes are made with; found if None.
 
@@ -65,17 +68,21 @@ class Cluster:
         data: str | Path | None = None,
         settings: Mapping[str, str] | None = None,
         advertised: Mapping[int, int] | None = None,
+        secured: Secured | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         if nodes not in (1, 3):
             raise UsageError(f"a cluster of {nodes} nodes", hint="1, or 3: the fewest of which one can be lost")
         self.ids = tuple(range(1, nodes + 1))
         own = [port + i for i in range(nodes)] if port is not None else []
-        free = free_ports(3 * nodes, but=own)
+        self.secured = secured
+        more = list(secured.listeners) if secured else []
+        free = free_ports((3 + len(more)) * nodes, but=own)
         self.ports = dict(zip(self.ids, own or free[2 * nodes :], strict=False))
         self.advertised = {**self.ports, **(advertised or {})}
         self._internal = dict(zip(self.ids, free, strict=False))
         self._controllers = dict(zip(self.ids, free[nodes:], strict=False))
+        self._more = {name: dict(zip(self.ids, free[(3 + at) * nodes :], strict=False)) for at, name in enumerate(more)}
         self._settings = dict(settings or {})
         self._data = None if data is None else Path(data).resolve()
         self._runtime = runtime
@@ -98,10 +105,19 @@ class Cluster:
         """The same cluster as its brokers see it: for who looks on while a proxy troubles those who use `url`."""
         return "kafka://" + ",".join(f"{HOST}:{self._internal[node]}" for node in self.ids)
 
+    @property
+    def certificate_url(self) -> str:
+        """The same for those who have a client's certificate in place of an account."""
+        return f"kafka://{','.join(f'{HOST}:{port}' for port in self._more[CERTIFICATE].values())}"
+
+    def port_of(self, listener: str, node: int = 1) -> int:
+        """Return the port of one of `Secured.listeners`."""
+        return self._more[listener][node]
+
     def settings(self, node: int, folder: Path) -> dict[str, str]:
         """Return everything that a node is told; `folder` is for its data."""
-        listeners = {EXTERNAL: self.ports, INTERNAL: self._internal, CONTROLLER: self._controllers}
-        told = {EXTERNAL: self.advertised, INTERNAL: self._internal}
+        listeners = {EXTERNAL: self.ports, INTERNAL: self._internal, CONTROLLER: self._controllers, **self._more}
+        told = {EXTERNAL: self.advertised, INTERNAL: self._internal, **self._more}
         return {
             **shared_settings(len(self.ids)),
             "node.id": str(node),
@@ -109,6 +125,7 @@ class Cluster:
             "advertised.listeners": ",".join(f"{name}://{HOST}:{ports[node]}" for name, ports in told.items()),
             "controller.quorum.voters": ",".join(f"{each}@{HOST}:{self._controllers[each]}" for each in self.ids),
             "log.dirs": str(folder),
+            **(self.secured.settings() if self.secured else {}),
             **self._settings,
         }
 
@@ -117,13 +134,16 @@ class Cluster:
         if self._guard is not None:
             raise UsageError("the cluster is open")
         runtime = self._runtime or _with_archive(find_runtime())
+        if self.secured and not isinstance(runtime, JavaRuntime):
+            raise ConfigurationError("accounts are made with Kafka's own tools", hint="install Java and Maven")
         self._guard = Guard()
         try:
             folder = self._folder(runtime)
             cluster_id = _cluster_id(folder, len(self.ids))
             for node in self.ids:
                 own = folder / f"node-{node}"
-                self._nodes[node] = runtime.node(own, cluster_id, self.settings(node, own / "data"))
+                told, accounts = self.settings(node, own / "data"), self.secured.scram() if self.secured else []
+                self._nodes[node] = runtime.node(own, cluster_id, told, accounts)
             self._format()
             for node in self.ids:
                 self._begin(node)
@@ -245,8 +265,10 @@ class Cluster:
         """Return once every node that runs names all of those that run."""
         awake = {node for node in self.ids if self._nodes[node].is_running() and node not in self._frozen}
         deadline_s = time.monotonic() + START_TIMEOUT_S
+        ports = self._more[CERTIFICATE] if self.secured else self.ports
+        context = self.secured.context() if self.secured else None
         for node in awake:
-            while not brokers_known_to(self.ports[node]) >= awake:
+            while not brokers_known_to(ports[node], context=context) >= awake:
                 if not self._nodes[node].is_running():
                     raise self._failure(node, "ended")
                 if time.monotonic() > deadline_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -125,15 +125,26 @@ class JavaNode(_Logged):
     ----------
     archive
         Java's option for reading or writing an archive of classes, or "".
+    formatting
+        More words for ``StorageTool format``: accounts.
     """
 
     def __init__(
-        self, java: Path, jars: Path, folder: Path, cluster_id: str, settings: Mapping[str, str], *, archive: str = ""
+        self,
+        java: Path,
+        jars: Path,
+        folder: Path,
+        cluster_id: str,
+        settings: Mapping[str, str],
+        *,
+        archive: str = "",
+        formatting: Sequence[str] = (),
     ) -> None:
         super().__init__(folder, cluster_id, settings)
         temporary = folder / "tmp"
         temporary.mkdir(exist_ok=True)
         self._java = str(java)
+        self._formatting = formatting
         self._class_path = ["-cp", f"{jars}/*"]
         # Native libraries are unpacked into java.io.tmpdir, perf data goes to /tmp: neither is to outlive a killed node.
         self._options = ["-XX:-UsePerfData", f"-Djava.io.tmpdir={temporary}", *QUICK, *([archive] if archive else [])]
@@ -141,6 +152,7 @@ class JavaNode(_Logged):
     def format(self) -> subprocess.Popen[bytes]:
         """Begin to write its data folder, behind the gate; what is there already stays."""
         tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", self.cluster_id, "-c", str(self.properties)]
+        tool += self._formatting
         # What this process loads is not what a broker loads: it must not write the archive.
         options = [option for option in self._options if not option.startswith(RECORD)]
         return self._begin([self._java, *options, "-Xmx64m", *self._class_path, *tool])

@@ -6,6 +6,7 @@ Source: Apache Kafka protocol guide, Metadata version 1, request header version 
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 
 METADATA, VERSION = 3, 1
@@ -13,17 +14,20 @@ _NO_TOPICS = struct.pack(">i", 0)
 _MOST_BYTES = 1 << 20
 
 
-def brokers_known_to(port: int, *, timeout_s: float = 1.0) -> frozenset[int]:
+def brokers_known_to(port: int, *, context: ssl.SSLContext | None = None, timeout_s: float = 1.0) -> frozenset[int]:
     """Return the ids of the brokers that the node on this loopback port holds for alive; empty if it does not answer."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout_s) as link:
-            link.settimeout(timeout_s)
+        with socket.create_connection(("127.0.0.1", port), timeout_s) as plain, _secured(plain, context) as link:
             client = b"refold-probe"
             body = struct.pack(">hhih", METADATA, VERSION, 1, len(client)) + client + _NO_TOPICS
             link.sendall(struct.pack(">i", len(body)) + body)
             return _broker_ids(_answer(link))
     except (OSError, struct.error, ValueError):
         return frozenset()
+
+
+def _secured(link: socket.socket, context: ssl.SSLContext | None) -> socket.socket:
+    return link if context is None else context.wrap_socket(link, server_hostname="127.0.0.1")
 
 
 def _answer(link: socket.socket) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,8 +27,8 @@ class Runtime(Protocol):
     def keeps_data(self) -> bool:
         """Whether a node's data lies in its folder, so that a later cluster can go on with it."""
 
-    def node(self, folder: Path, cluster_id: str, settings: Mapping[str, str]) -> Node:
-        """Return a node with a folder of its own."""
+    def node(self, folder: Path, cluster_id: str, settings: Mapping[str, str], formatting: Sequence[str] = ()) -> Node:
+        """Return a node with a folder of its own, formatted with more words if that is to make accounts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,10 @@ class JavaRuntime:
     archive: str = ""
     keeps_data: bool = True
 
-    def node(self, folder: Path, cluster_id: str, settings: Mapping[str, str]) -> Node:
+    def node(self, folder: Path, cluster_id: str, settings: Mapping[str, str], formatting: Sequence[str] = ()) -> Node:
         """Return a node with a folder of its own."""
-        return JavaNode(self.java.path, self.jars, folder, cluster_id, settings, archive=self.archive)
+        java, archive = self.java.path, self.archive
+        return JavaNode(java, self.jars, folder, cluster_id, settings, archive=archive, formatting=formatting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,8 @@ class DockerRuntime:
     docker: str
     keeps_data: bool = False
 
-    def node(self, folder: Path, cluster_id: str, settings: Mapping[str, str]) -> Node:
-        """Return a node with a folder of its own."""
+    def node(self, folder: Path, cluster_id: str, settings: Mapping[str, str], formatting: Sequence[str] = ()) -> Node:
+        """Return a node with a folder of its own; a cluster that makes accounts asks for Java."""
         return DockerNode(self.docker, folder, cluster_id, settings)
 
 
