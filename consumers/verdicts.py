@@ -10,10 +10,13 @@ import blake3
 
 from refold.consumers.bounding import Bounds
 from refold.consumers.detectors import Opinion
+from refold.consumers.features import Features
 from refold.consumers.pending import Pending
 from refold.consumers.planning import capped, grid_exponents, plan_round, update_weight
 from refold.consumers.roster import Roster
+from refold.consumers.selection import selected
 from refold.schemas.events import (
+    Defence,
     FederationEnded,
     Member,
     RoundClosed,
@@ -24,10 +27,12 @@ from refold.schemas.events import (
 from refold.schemas.identity import UpdatesRefused
 from refold.schemas.payload import Payload
 from refold.state.aggregation import scaled_weights
+from refold.state.order import MEAN, TRIMMED
 
 Source = tuple[int, int]
-RULE = "weighted_mean"
 
+BAD_PPM = 200_000
+"""Share of the updates that rules of choice and trimming allow for, in millionths, where the federation does not say."""
 
 MEMBER_BYTES = 48
 """What a member takes beside its name."""
@@ -186,7 +191,6 @@ def _accept(item: Pending, opinion: Opinion, written: Written, roster: Roster) -
         written.deltas[item.source],
         written.features[item.source],
         opinion.scores,
-        body.sealing,
     )
 
 
@@ -201,23 +205,31 @@ def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClos
     policy, plan = roster.genesis.policy, roster.plan
     accepted = [item for item, _ in ruling.accepted()]
     claimed = [update_weight(_examples(item), roster.closed - _base(item), policy) for item in accepted]
-    weights = scaled_weights(capped(claimed) if roster.genesis.defence.mode == "all" else claimed)
-    exponents = grid_exponents(
-        roster.genesis.schema,
-        [item.features() for item in accepted],
-        divisor=policy.sigma_divisor,
-        before=plan.exponents,
-    )
+    features = [item.features() for item in accepted]
+    defence = roster.genesis.defence
+    weights, rule = weighing(defence, features, capped(claimed) if defence.mode == "all" else claimed)
+    exponents = grid_exponents(roster.genesis.schema, features, divisor=policy.sigma_divisor, before=plan.exponents)
     return RoundClosed(
         plan.round,
         roster.closed,
         tuple(Member(item.digest, item.client, weight) for item, weight in zip(accepted, weights, strict=True)),
-        RULE,
+        rule,
         roster.genesis.optimizer,
         roster.genesis.optimizer_settings,
         ruling.closed_by,
         plan_round(policy, plan.round + 1, exponents, living),
     )
+
+
+def weighing(defence: Defence, features: Sequence[Features], weights: Sequence[int]) -> tuple[tuple[int, ...], str]:
+    """Return the members' weights and the rule by which aggregation combines them, as the log records both."""
+    chosen = dict(defence.settings)
+    bad_ppm = int(chosen.get("bad_ppm", BAD_PPM))
+    found = scaled_weights(selected(str(chosen.get("selection", "")), features, weights, bad_ppm))
+    rule, taking_part = str(chosen.get("rule", MEAN)), sum(weight > 0 for weight in found)
+    if rule == TRIMMED:
+        rule = f"{TRIMMED}:{min(taking_part * bad_ppm // 1_000_000, (taking_part - 1) // 2)}"
+    return found, rule
 
 
 def _examples(item: Pending) -> int:

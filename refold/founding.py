@@ -12,12 +12,14 @@ from refold.bus.clock import SystemClock
 from refold.bus.contract import Bus, Place
 from refold.bus.ledger import LedgerReader, LedgerWriter
 from refold.bus.payloads import send_payload
-from refold.bus.security import KafkaSecurity
 from refold.bus.topics import Topics
 from refold.consumers.planning import plan_round
+from refold.consumers.selection import SELECTIONS
+from refold.consumers.verdicts import BAD_PPM
 from refold.federation import Federation
 from refold.keyring import key_folder, secret_digest
 from refold.plan import Plan
+from refold.schemas.canonical import Scalar
 from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Position
 from refold.schemas.errors import PlaceTakenError, UsageError
@@ -28,8 +30,10 @@ from refold.schemas.payload import Payload
 from refold.schemas.plans import settings
 from refold.state.model_state import ModelState, initial_state
 from refold.state.optimizers import FedAvg, Optimizer
+from refold.state.order import MEAN, MEDIAN, TRIMMED
 
 DEFENCES = ("all", "consistency", "none")
+AGGREGATIONS = (MEAN, MEDIAN, TRIMMED)
 
 
 def create(
@@ -40,10 +44,12 @@ def create(
     plan: Plan | None = None,
     snapshots: SnapshotPolicy | None = None,
     defence: str = "all",
+    selection: str = "",
+    aggregation: str = MEAN,
+    bad_share: float = 0.2,
     partitions: int = 4,
     keys: str | Path | None = None,
     rules: Mapping[str, str] | None = None,
-    security: KafkaSecurity | None = None,
     bus: Bus | None = None,
 ) -> Federation:
     """Make a federation: topics, initial state, genesis.
@@ -61,12 +67,17 @@ def create(
         Every how many rounds, and how many are kept; every 10 and 3 if None.
     defence
         ``all``; ``consistency`` without anomaly detection; ``none`` for comparisons: integrity checks alone.
+    selection
+        Which accepted updates count and for how much: "" all by their examples; ``norm-bound``, ``krum``, ``multi-krum`` or
+        ``bulyan``.
+    aggregation
+        How they are combined: ``weighted_mean``, ``median`` or ``trimmed_mean``; the last two take all that count alike.
+    bad_share
+        Share of the updates that rules of selection and trimming allow for, 0 to below 0.5.
     partitions
         Of the topics that are spread over clients.
     rules
         How integer tensors combine, by name: ``max``, ``sum`` or ``last``.
-    security
-        How a Kafka cluster is spoken to; see `refold.connect`.
 
     Raises
     ------
@@ -75,11 +86,10 @@ def create(
     UsageError
         A tensor, setting or name that cannot be used.
     """
-    if defence not in DEFENCES:
-        raise UsageError(f"defence {defence!r} is not one of {', '.join(DEFENCES)}")
+    settled = _defence(defence, selection, aggregation, bad_share)
     policy = (plan or Plan()).policy()
     state = initial_state(initial, rules)
-    bus = bus or open_bus(url, security=security)
+    bus = bus or open_bus(url)
     name = parse_url(url).federation or _default_name(url)
     federation = Federation(bus, name, key_folder(url, keys))
     if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):
@@ -103,7 +113,7 @@ def create(
         rule.name,
         rule.settings(),
         snapshots or SnapshotPolicy(10, 3),
-        Defence(defence, settings({})),
+        settled,
         (operator.public,),
         secret_digest(secret),
         SystemClock().wall_ms(),
@@ -111,6 +121,27 @@ def create(
     )
     _write_genesis(federation, genesis)
     return federation
+
+
+def _defence(mode: str, selection: str, aggregation: str, bad_share: float) -> Defence:
+    """Return the record of it; settings that are as usual are left out."""
+    for name, value, allowed in (
+        ("defence", mode, DEFENCES),
+        ("selection", selection, SELECTIONS),
+        ("aggregation", aggregation, AGGREGATIONS),
+    ):
+        if value not in allowed:
+            raise UsageError(f"{name} {value!r} is not one of {', '.join(filter(None, allowed))}")
+    if not 0 <= bad_share < 0.5:
+        raise UsageError(f"bad_share {bad_share} is not 0 to below 0.5")
+    chosen: dict[str, Scalar] = {}
+    if selection:
+        chosen["selection"] = selection
+    if aggregation != MEAN:
+        chosen["rule"] = aggregation
+    if round(bad_share * 1_000_000) != BAD_PPM:
+        chosen["bad_ppm"] = round(bad_share * 1_000_000)
+    return Defence(mode, settings(chosen))
 
 
 def _send_initial(federation: Federation, state: ModelState, partitions: int) -> Payload:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from refold.schemas.errors import InvalidRecord, UsageError
 from refold.schemas.layout import Block, Integers, Layout
-from refold.schemas.model import ModelSchema, TensorSchema
+from refold.schemas.model import ModelSchema
 from refold.state.delta import RANGE_BITS
 
 MAX_TOTAL_WEIGHT = 1 << 24
@@ -75,6 +75,35 @@ class Aggregate:
 
 
 @dataclass
+class Counters:
+    """What a cohort makes of integer tensors, whatever rule its floats follow: the largest, the sum of changes, the last value.
+
+    Parameters
+    ----------
+    sums
+        By block index, int64.
+    """
+
+    schema: ModelSchema
+    sums: dict[int, Integers] = field(default_factory=dict)
+    _last: dict[int, int] = field(default_factory=dict)
+
+    def add(self, block: Block, integers: Integers, index: int) -> None:
+        """Combine one update's block with what came before; `index` is where its verdict lies in the log."""
+        held, rule = self.sums.get(block.index), self.schema.tensors[block.tensor].rule
+        if held is None:
+            self.sums[block.index] = integers.astype(np.int64)
+            self._last[block.index] = index
+        elif rule == "max":
+            np.maximum(held, integers, out=held)
+        elif rule == "sum":
+            np.add(held, integers, out=held)
+        elif index > self._last[block.index]:
+            held[:] = integers
+            self._last[block.index] = index
+
+
+@dataclass
 class WeightedMean:
     """Sums a cohort's updates as they come.
 
@@ -91,12 +120,13 @@ class WeightedMean:
     weight: int = 0
     _sums: list[Integers | None] = field(init=False)
     _bounds: list[int] = field(init=False)
-    _last: dict[int, int] = field(init=False, default_factory=dict)
+    _counters: Counters = field(init=False)
 
     def __post_init__(self) -> None:
         blocks = len(Layout.of(self.schema))
         self._sums = [None] * blocks
         self._bounds = [0] * blocks
+        self._counters = Counters(self.schema)
 
     def add(self, blocks: Iterable[tuple[Block, Integers]], exponents: Sequence[int], *, weight: int, index: int) -> None:
         """Add one update.
@@ -130,7 +160,7 @@ class WeightedMean:
             if tensor.is_float:
                 self._add_weighted(block, integers, weight, shifts[block.tensor], exponents[block.tensor])
             else:
-                self._combine(block, tensor, integers, index)
+                self._counters.add(block, integers, index)
 
     def result(self) -> Aggregate:
         """Return the sum and forget it.
@@ -143,6 +173,8 @@ class WeightedMean:
         if not self.weight:
             raise UsageError("no update was added")
         sums, self._sums = self._sums, []
+        for index, combined in self._counters.sums.items():
+            sums[index] = combined
         return Aggregate(self.schema, self.weight, self.exponents, sums)
 
     def _add_weighted(self, block: Block, integers: Integers, weight: int, shift: int, k: int) -> None:
@@ -163,19 +195,6 @@ class WeightedMean:
         if not largest:
             return
         np.add(held, _scaled(integers, factor, held.dtype), out=held)
-
-    def _combine(self, block: Block, tensor: TensorSchema, integers: Integers, index: int) -> None:
-        held = self._sums[block.index]
-        if held is None:
-            self._sums[block.index] = integers.astype(np.int64)
-            self._last[block.index] = index
-        elif tensor.rule == "max":
-            np.maximum(held, integers, out=held)
-        elif tensor.rule == "sum":
-            np.add(held, integers, out=held)
-        elif index > self._last[block.index]:
-            held[:] = integers
-            self._last[block.index] = index
 
 
 def _scaled(integers: Integers, factor: int, dtype: npt.DTypeLike) -> Integers:

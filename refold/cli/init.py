@@ -11,8 +11,9 @@ import numpy as np
 
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json
+from refold.consumers.selection import SELECTIONS
 from refold.federation import Federation
-from refold.founding import DEFENCES, create
+from refold.founding import AGGREGATIONS, DEFENCES, create
 from refold.plan import Plan
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import ConfigurationError, NotFoundError, UsageError
@@ -41,6 +42,9 @@ from refold.state.optimizers import OPTIMIZERS, from_settings
 @click.option("--snapshot-every", type=int, default=10, show_default=True, help="Rounds between snapshots.")
 @click.option("--snapshot-keep", type=int, default=3, show_default=True, help="Snapshots kept, the initial state besides.")
 @click.option("--defence", type=click.Choice(DEFENCES), default="all", show_default=True, help="What judges updates.")
+@click.option("--selection", type=click.Choice(SELECTIONS[1:]), help="Which accepted updates count.  [all, by examples]")
+@click.option("--aggregation", type=click.Choice(AGGREGATIONS), default=AGGREGATIONS[0], show_default=True, help="Of updates.")
+@click.option("--bad-share", type=float, default=0.2, show_default=True, help="Share of bad updates that these allow for.")
 @click.option("--partitions", type=click.IntRange(1), default=4, show_default=True, help="Of topics spread over clients.")
 def init(common: Common, source: str, **chosen: Any) -> None:
     """Make a federation from initial parameters in a file: topics, keys, initial state and the first event of its log."""
@@ -53,9 +57,11 @@ def init(common: Common, source: str, **chosen: Any) -> None:
         plan=_plan(chosen),
         snapshots=_snapshots(chosen),
         defence=chosen["defence"],
+        selection=chosen["selection"] or "",
+        aggregation=chosen["aggregation"],
+        bad_share=chosen["bad_share"],
         partitions=chosen["partitions"],
         keys=common.keys,
-        security=common.security(),
         rules={name: str(value) for name, value in pairs(chosen["rule"]).items()},
     )
     with federation:
