@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from refold.bus.payloads import PayloadReader
+from refold.consumers.sealing import SealingKeys, opened
 from refold.schemas.errors import IntegrityError
 from refold.schemas.events import Member, RoundClosed, UpdateAccepted
 from refold.schemas.layout import Block, Integers
@@ -46,36 +47,52 @@ class OpenUpdates:
         return members
 
 
-def aggregate(
-    schema: ModelSchema, members: list[tuple[Member, int, UpdateAccepted]], deltas: PayloadReader, rule: str
-) -> Aggregate:
+@dataclass(frozen=True, slots=True)
+class Deltas:
+    """Where accepted updates' payloads are read, and what opens those that are sealed."""
+
+    federation: str
+    schema: ModelSchema
+    reader: PayloadReader
+    keys: SealingKeys
+
+    def blocks_of(self, event: UpdateAccepted) -> Iterator[tuple[Block, Integers]]:
+        """Yield an accepted update's blocks.
+
+        Raises
+        ------
+        IntegrityError
+            Its payload is gone or changed.
+        KeyLackingError
+            It is sealed, and its key is not here.
+        """
+        assert event.payload is not None
+        chunks = opened(self.reader.read(event.payload), event.sealing, self.federation, event.origin, self.keys)
+        return decode_update(event.codec, event.exponents, chunks, self.schema)
+
+
+def aggregate(members: list[tuple[Member, int, UpdateAccepted]], deltas: Deltas, rule: str) -> Aggregate:
     """Return what a round's recorded rule makes of its members, exactly.
 
     Raises
     ------
-    IntegrityError
-        A member's payload is gone or changed.
+    IntegrityError, KeyLackingError
+        As `Deltas.blocks_of`.
     """
     least = least_exponents([event.exponents for _, _, event in members])
     # The result is the same in any order; this one reads each partition once from front to back.
     ordered = sorted(members, key=_lies_at)
     if rule != MEAN:
-        with OrderStatistic(schema, least, rule) as statistic:
+        with OrderStatistic(deltas.schema, least, rule) as statistic:
             for _, index, event in ordered:
-                statistic.add(blocks_of(event, schema, deltas), event.exponents, index=index)
+                statistic.add(deltas.blocks_of(event), event.exponents, index=index)
             return statistic.result()
-    mean = WeightedMean(schema, least)
+    mean = WeightedMean(deltas.schema, least)
     for member, index, event in ordered:
-        mean.add(blocks_of(event, schema, deltas), event.exponents, weight=member.weight, index=index)
+        mean.add(deltas.blocks_of(event), event.exponents, weight=member.weight, index=index)
     return mean.result()
 
 
 def _lies_at(member: tuple[Member, int, UpdateAccepted]) -> tuple[int, int]:
     hint = member[2].payload.hint if member[2].payload else None
     return (hint.partition, hint.first_offset) if hint else (-1, 0)
-
-
-def blocks_of(event: UpdateAccepted, schema: ModelSchema, deltas: PayloadReader) -> Iterator[tuple[Block, Integers]]:
-    """Yield an accepted update's blocks."""
-    assert event.payload is not None
-    return decode_update(event.codec, event.exponents, deltas.read(event.payload), schema)

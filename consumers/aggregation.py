@@ -7,9 +7,13 @@ For each commit of `accepted` that `rounds` does not cover yet, in order:
 3. One commit of `rounds` is appended and read back: the round, the receipts, the head of `accepted` that they cover, and a
    signed checkpoint of it. A crash before it is taken: the successor computes the same step and tree from the same log.
 4. Only now is the round made, and only now does a client hear of its receipt (invariant I3).
+5. Sealing keys of a client that was erased before that head are destroyed. A crash before: the successor destroys them, since
+   it reads `rounds` from its beginning.
 """
 
 from __future__ import annotations
+
+import logging
 
 from refold.bus.clock import Clock
 from refold.bus.closing import close_all
@@ -17,14 +21,18 @@ from refold.bus.contract import Bus
 from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
 from refold.bus.payloads import PayloadReader, send_payload
 from refold.bus.topics import Topics
-from refold.consumers.accepted import OpenUpdates, aggregate
+from refold.consumers.accepted import Deltas, OpenUpdates, aggregate
 from refold.consumers.alerts import Alerts
 from refold.consumers.checkpoints import LogSigner
+from refold.consumers.sealing import SealingKeys
 from refold.consumers.standby import Standby
 from refold.producers.history import History
+from refold.producers.lineage import KeyEvent
 from refold.schemas.commits import Position
 from refold.schemas.errors import ConfigurationError, IntegrityError, PlaceTakenError
 from refold.schemas.events import (
+    ClientErased,
+    ClientKeyed,
     FederationEnded,
     FederationOpened,
     Genesis,
@@ -41,6 +49,8 @@ from refold.schemas.reasons import REASONS
 from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
 from refold.state.step import Step, Void, compute_step
+
+log = logging.getLogger("refold.server")
 
 MAX_RECEIPTS = 2048
 """Receipts of one event: with names of 200 characters, half of what a record may hold."""
@@ -66,6 +76,7 @@ class Aggregation(Standby):
         member: str,
         clock: Clock,
         log_key: SigningKey | None = None,
+        keys: SealingKeys | None = None,
     ) -> None:
         if genesis.log_keys and (log_key is None or log_key.public not in genesis.log_keys):
             raise ConfigurationError("not a log key of this federation", hint="serve with the secret that `refold init` made")
@@ -74,7 +85,7 @@ class Aggregation(Standby):
             group=f"{topics.federation}.aggregation",
             topic=topics.accepted,
             member=member,
-            start=lambda bus: _Active(bus, topics, genesis, member, clock, log_key),
+            start=lambda bus: _Active(bus, topics, genesis, member, clock, log_key, keys or SealingKeys()),
         )
 
 
@@ -82,18 +93,27 @@ class _Active:
     """The member that holds the place."""
 
     def __init__(
-        self, bus: Bus, topics: Topics, genesis: Genesis, member: str, clock: Clock, log_key: SigningKey | None
+        self,
+        bus: Bus,
+        topics: Topics,
+        genesis: Genesis,
+        member: str,
+        clock: Clock,
+        log_key: SigningKey | None,
+        keys: SealingKeys,
     ) -> None:
         self._bus = bus
         self._clock = clock
         self._topics = topics
         self._genesis = genesis
-        self._history = History(bus, topics, genesis=genesis)
+        self._keys = keys
+        self._history = History(bus, topics, genesis=genesis, on_key=self._destroy_void)
         self._history.refresh()
         self._covered = self._history.lineage.position
         self._found_covered = self._covered.accepted_index == 0
         self._accepted = LedgerReader(bus, topics.accepted)
         self._deltas = PayloadReader(bus, topics.deltas)
+        self._payloads = Deltas(topics.federation, genesis.schema, self._deltas, keys)
         self._producer = bus.producer()
         self._steps = bus.topics()[topics.steps].partitions
         self._writer = LedgerWriter(bus, self._history.rounds.reader, writer=member, clock=clock)
@@ -144,7 +164,7 @@ class _Active:
                     events.append(_opened(event))
                 case RoundClosed():
                     events.append(self._make_round(event))
-                case FederationEnded():
+                case FederationEnded() | ClientKeyed() | ClientErased():
                     events.append(event)
         receipts = _receipts(entry)
         events += [Receipts(receipts[at : at + MAX_RECEIPTS]) for at in range(0, len(receipts), MAX_RECEIPTS)]
@@ -156,7 +176,7 @@ class _Active:
         members = self._open.take(closed)
         state = self._state_of(closed.parent)
         optimizer = from_settings(closed.optimizer, closed.optimizer_settings)
-        step = compute_step(state, aggregate(self._genesis.schema, members, self._deltas, closed.rule), optimizer)
+        step = compute_step(state, aggregate(members, self._payloads, closed.rule), optimizer)
         if isinstance(step, Void):
             self._state = state
             self._warn_of_void(closed.round, step)
@@ -203,7 +223,7 @@ class _Active:
         appended = self._writer.append(tuple(events), position)
         # 4. Made.
         for taken in appended.entries:
-            self._history.lineage.fold(taken)
+            self._history.lineage.fold(taken, on_key=self._destroy_void)
         if not appended.taken:
             raise PlaceTakenError(
                 "another aggregation's commit was taken first",
@@ -212,6 +232,13 @@ class _Active:
             )
         if self._signer and made is not None:
             self._signer.taken(made)
+
+    def _destroy_void(self, event: KeyEvent) -> None:
+        """Destroy the keys of a client that was erased. `rounds` says so, hence every round that needs them is made."""
+        if isinstance(event, ClientErased):
+            destroyed = self._keys.destroy(event.client, event.key_ids)
+            if destroyed:
+                log.warning("destroyed %d sealing keys of %s", destroyed, event.client)
 
     def close(self) -> None:
         close_all(self._history, self._accepted, self._deltas, self._producer, self._writer, self._alerts)

@@ -191,6 +191,7 @@ def _accept(item: Pending, opinion: Opinion, written: Written, roster: Roster) -
         written.deltas[item.source],
         written.features[item.source],
         opinion.scores,
+        body.sealing,
     )
 
 

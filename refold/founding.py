@@ -12,6 +12,7 @@ from refold.bus.clock import SystemClock
 from refold.bus.contract import Bus, Place
 from refold.bus.ledger import LedgerReader, LedgerWriter
 from refold.bus.payloads import send_payload
+from refold.bus.security import KafkaSecurity
 from refold.bus.topics import Topics
 from refold.consumers.planning import plan_round
 from refold.consumers.selection import SELECTIONS
@@ -50,6 +51,7 @@ def create(
     partitions: int = 4,
     keys: str | Path | None = None,
     rules: Mapping[str, str] | None = None,
+    security: KafkaSecurity | None = None,
     bus: Bus | None = None,
 ) -> Federation:
     """Make a federation: topics, initial state, genesis.
@@ -78,6 +80,8 @@ def create(
         Of the topics that are spread over clients.
     rules
         How integer tensors combine, by name: ``max``, ``sum`` or ``last``.
+    security
+        How a Kafka cluster is spoken to; see `refold.connect`.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def create(
     settled = _defence(defence, selection, aggregation, bad_share)
     policy = (plan or Plan()).policy()
     state = initial_state(initial, rules)
-    bus = bus or open_bus(url)
+    bus = bus or open_bus(url, security=security)
     name = parse_url(url).federation or _default_name(url)
     federation = Federation(bus, name, key_folder(url, keys))
     if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):

@@ -129,7 +129,8 @@ class CheckpointAudit:
             hint = "federations made since have one; keep copies of the log elsewhere (`refold export`)"
             yield Finding(CHECKPOINTS, what, hint, self._topics.accepted, severity=NOTICE)
         ours = list(self._believed())
-        self._summary.against = len(ours)
+        self._summary.against = len(self._kept)
+        self._summary.fitting = sum(bool(kept.fits_accepted and kept.fits_rounds) for kept in ours)
         yield from self._strangers(ours)
         yield from self._contradictions(ours)
         yield from self._parted(ours)

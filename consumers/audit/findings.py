@@ -124,13 +124,15 @@ class Summary:
     replayed, rederived
         Rounds whose digests came out of replay, and whose steps came out of the accepted deltas again.
     not_rederivable
-        Rounds whose deltas were pruned.
+        Rounds whose deltas were pruned, or do not open.
+    erased, sealed
+        Rounds with updates that do not open, once for each: their client was erased, or their key is not at hand.
     snapshots
         Snapshots that were loaded and agree.
     checkpoints
         Signed checkpoints in `rounds`.
-    against
-        Checkpoints from outside that the log was held against.
+    against, fitting
+        Checkpoints from outside that the logs were held against, and how many of them fit both.
     """
 
     logs: dict[str, LogCount] = field(default_factory=dict)
@@ -147,10 +149,13 @@ class Summary:
     replayed: int = 0
     rederived: int = 0
     not_rederivable: list[int] = field(default_factory=list)
+    erased: list[int] = field(default_factory=list)
+    sealed: list[int] = field(default_factory=list)
     payloads: int = 0
     snapshots: int = 0
     checkpoints: int = 0
     against: int = 0
+    fitting: int = 0
     broken: int = 0
     notices: int = 0
 

@@ -67,9 +67,7 @@ class IdentityAudit:
     def change(self, index: int, event: Changed | FederationEnded) -> Iterator[str]:
         """Take a change in."""
         if event.command_id is not None:
-            first = self._commands.setdefault(event.command_id, index)
-            if first != index:
-                yield f"command {event.command_id.hex()} is taken a second time, first by event {first}"
+            yield from self.commanded(index, event.command_id)
         if isinstance(event, FederationEnded):
             return
         client = self._clients.setdefault(event.client, _Client())
@@ -86,6 +84,12 @@ class IdentityAudit:
                 client.barred = ""
             case ClientBanned():
                 client.barred = "banned"
+
+    def commanded(self, index: int, command_id: bytes) -> Iterator[str]:
+        """Take note that an event follows from a command."""
+        first = self._commands.setdefault(command_id, index)
+        if first != index:
+            yield f"command {command_id.hex()} is taken a second time, first by event {first}"
 
     def _enrolled(self, client: _Client, event: ClientEnrolled) -> Iterator[str]:
         request = event.request

@@ -20,12 +20,14 @@ from refold.schemas.checks import (
     ReleaseClient,
     RevokeKeys,
 )
+from refold.schemas.erasure import ClientErased, ClientKeyed, EraseClient, KeyClient
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import FederationEnded, Genesis
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
 from refold.schemas.keys import COMMAND_TAG, key_id, verify
 
-Done = tuple[int, int, Changed | FederationEnded]
+Ordered = Changed | FederationEnded | ClientKeyed | ClientErased
+Done = tuple[int, int, Ordered]
 """Index and offset in `accepted`, and an event that names a command."""
 
 
@@ -42,7 +44,7 @@ def audit_orders(bus: Bus, topics: Topics, genesis: Genesis, done: list[Done]) -
         )
 
 
-def _follows(event: Changed | FederationEnded, order: object) -> bool:
+def _follows(event: Ordered, order: object) -> bool:
     """Whether an event is what an order asks for."""
     match event, order:
         case ClientEnrolled(), EnrolClient():
@@ -56,6 +58,10 @@ def _follows(event: Changed | FederationEnded, order: object) -> bool:
         case ClientReleased(), ReleaseClient():
             return (event.client, event.reason) == (order.client, order.reason)
         case ClientBanned(), BanClient():
+            return (event.client, event.reason) == (order.client, order.reason)
+        case ClientKeyed(), KeyClient():
+            return (event.client, event.public_key) == (order.client, order.public_key)
+        case ClientErased(), EraseClient():
             return (event.client, event.reason) == (order.client, order.reason)
         case FederationEnded(), EndFederation():
             return event.reason == order.reason

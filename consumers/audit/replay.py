@@ -16,6 +16,7 @@ from refold.bus.topics import Topics
 from refold.consumers.audit.findings import DIGESTS, PAYLOADS, STEPS, Finding, Summary
 from refold.consumers.audit.rounds import Made
 from refold.consumers.audit.steps import SAME, UNREAD, UNREADABLE, StepAudit
+from refold.consumers.sealing import SealingKeys
 from refold.producers.history import Chunks
 from refold.producers.lineage import Lineage
 from refold.schemas.events import Genesis, RoundCommitted, SnapshotTaken
@@ -41,6 +42,7 @@ class ReplayAudit:
         lineage: Lineage,
         snapshots: dict[int, SnapshotTaken],
         summary: Summary,
+        keys: SealingKeys,
     ) -> None:
         self._topics = topics
         self._genesis = genesis
@@ -49,7 +51,7 @@ class ReplayAudit:
         self._steps = PayloadReader(bus, topics.steps)
         self._deltas = PayloadReader(bus, topics.deltas)
         self._snapshot_chunks = PayloadReader(bus, topics.snapshot_chunks)
-        self.steps = StepAudit(bus, topics, genesis, self._deltas, self._steps, summary)
+        self.steps = StepAudit(bus, topics, genesis, self._deltas, self._steps, summary, keys)
         self._source = Chunks(lineage, snapshots, None, self._steps, self._snapshot_chunks, None)
         self._entries = {0: RoundEntry(0, None, None, {}, genesis.parameters_digest, genesis.state_digest)}
         self._state: ModelState | None = None

@@ -13,8 +13,11 @@ from typing import Any
 from refold.bus.ledger import Entry
 from refold.bus.topics import Topics
 from refold.consumers.audit.findings import CHAIN, RECEIPTS, ROUNDS, Finding, Summary
+from refold.consumers.sealing import SealingLog
 from refold.producers.lineage import Lineage
 from refold.schemas.events import (
+    ClientErased,
+    ClientKeyed,
     FederationEnded,
     FederationOpened,
     Genesis,
@@ -28,7 +31,9 @@ from refold.schemas.events import (
 from refold.schemas.reasons import REASONS
 from refold.state.aggregation import MAX_TOTAL_WEIGHT
 
-Heads = Genesis | RoundClosed | FederationEnded
+Heads = Genesis | RoundClosed | FederationEnded | ClientKeyed | ClientErased
+FOLLOWING = (FederationOpened, RoundCommitted, FederationEnded, ClientKeyed, ClientErased)
+"""Events of `rounds` that each follow from one of `accepted`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class RoundAudit:
         self._accepted: Entry | None = None
         self._is_lost = False
         self.lineage = Lineage()
+        self.sealing = SealingLog()
         self.genesis: Genesis | None = None
 
     def fold_accepted(self, entry: Entry) -> Iterator[Finding]:
@@ -102,6 +108,9 @@ class RoundAudit:
                     self._due.heads.append((index, event))
                     yield from self._closing(index, event, entry)
                 case FederationEnded():
+                    self._due.heads.append((index, event))
+                case ClientKeyed() | ClientErased():
+                    self.sealing.fold(event)
                     self._due.heads.append((index, event))
 
     def _closing(self, index: int, closed: RoundClosed, entry: Entry) -> Iterator[Finding]:
@@ -171,7 +180,7 @@ class RoundAudit:
         return None
 
     def _heads(self, entry: Entry, due: _Due) -> Iterator[Finding]:
-        found = [(i, e) for i, e in entry.indexed() if isinstance(e, FederationOpened | RoundCommitted | FederationEnded)]
+        found = [(i, e) for i, e in entry.indexed() if isinstance(e, FOLLOWING)]
         for (index, event), (asked_by, asked) in zip(found, due.heads, strict=False):
             for what in _differences(event, asked):
                 round_ = event.round if isinstance(event, RoundCommitted) else None
@@ -235,6 +244,10 @@ def _differences(event: Any, asked: Heads) -> Iterator[str]:
                 yield f"it is {event.outcome!r} and has {'a' if event.step else 'no'} step"
         case FederationEnded(), FederationEnded():
             names = ("round", "reason")
+        case ClientKeyed(), ClientKeyed():
+            names = ("client", "public_key", "command_id")
+        case ClientErased(), ClientErased():
+            names = ("client", "key_ids", "reason", "command_id")
         case _:
             yield f"that is a {type(asked).__name__}"
             return

@@ -10,6 +10,7 @@ from refold.bus.ledger import Entry
 from refold.bus.topics import Topics
 from refold.consumers.audit.chain import ChainScan
 from refold.consumers.audit.checkpoints import CheckpointAudit
+from refold.consumers.audit.copies import audit_copy
 from refold.consumers.audit.findings import CHAIN, Finding, Progress, Summary
 from refold.consumers.audit.identity import CHANGES
 from refold.consumers.audit.orders import Done, audit_orders
@@ -18,9 +19,10 @@ from refold.consumers.audit.rounds import Made, RoundAudit
 from refold.consumers.audit.snapshots import SnapshotAudit
 from refold.consumers.audit.sources import SourceAudit
 from refold.consumers.audit.verdicts import VerdictAudit
+from refold.consumers.sealing import SealingKeys
 from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.errors import NotFoundError
-from refold.schemas.events import FederationEnded
+from refold.schemas.events import ClientErased, ClientKeyed, FederationEnded
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -52,14 +54,29 @@ class Audit:
         Read the logs, manifests and commands, but no payloads: no replay, no derivation.
     against
         Checkpoints that were kept outside the log, whose signatures hold by the keys that they were kept with.
+    copies
+        Buses with other copies of the log.
+    keys
+        What opens sealed updates; without it their rounds cannot be derived again.
     """
 
-    def __init__(self, bus: Bus, topics: Topics, *, quick: bool = False, against: Sequence[SignedCheckpoint] = ()) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        *,
+        quick: bool = False,
+        against: Sequence[SignedCheckpoint] = (),
+        copies: Sequence[Bus] = (),
+        keys: SealingKeys | None = None,
+    ) -> None:
         if topics.accepted not in bus.topics():
             raise NotFoundError(f"no federation {topics.federation!r} on this bus", hint="make one with `refold init`")
         self._bus = bus
         self._topics = topics
         self._quick = quick
+        self._copies = copies
+        self._keys = keys or SealingKeys()
         self._replay: ReplayAudit | None = None
         self._done: list[Done] = []
         self.summary = Summary()
@@ -94,6 +111,8 @@ class Audit:
             yield from self._side_by_side(accepted, rounds, verdicts, told, snapshots, progress)
         finally:
             self._let_go(accepted, rounds)
+        for copy in self._copies:
+            yield from audit_copy(self._bus, copy, self._topics)
         if told.genesis is None:
             return
         yield from audit_orders(self._bus, self._topics, told.genesis, self._done)
@@ -131,7 +150,7 @@ class Audit:
         yield from told.fold_accepted(entry)
         self._checkpoints.fold_accepted(entry)
         for index, event in entry.indexed():
-            if isinstance(event, (*CHANGES, FederationEnded)):
+            if isinstance(event, (*CHANGES, FederationEnded, ClientKeyed, ClientErased)):
                 self._done.append((index, entry.offset, event))
 
     def _replayed(self, made: Made, told: RoundAudit, snapshots: SnapshotAudit) -> Iterator[Finding]:
@@ -145,7 +164,7 @@ class Audit:
     def _begin_replay(self, told: RoundAudit, snapshots: SnapshotAudit) -> Iterator[Finding]:
         assert told.genesis is not None
         manifests = dict(snapshots.manifests)
-        self._replay = ReplayAudit(self._bus, self._topics, told.genesis, told.lineage, manifests, self.summary)
+        self._replay = ReplayAudit(self._bus, self._topics, told.genesis, told.lineage, manifests, self.summary, self._keys)
         yield from self._replay.begin()
 
     def _leftovers(self, told: RoundAudit) -> Iterator[Finding]:
@@ -157,6 +176,7 @@ class Audit:
         assert self._replay is not None
         for member in told.open_updates():
             yield from self._replay.steps.readable(member)
+        yield from self._replay.steps.unopened(told.sealing)
 
     def _chains(self, accepted: ChainScan, rounds: ChainScan, told: RoundAudit) -> Iterator[Finding]:
         for name, scan in (("accepted", accepted), ("rounds", rounds)):

@@ -9,9 +9,10 @@ import numpy as np
 from refold.bus.contract import Bus, Place
 from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics
-from refold.consumers.accepted import aggregate, blocks_of
+from refold.consumers.accepted import Deltas, aggregate
 from refold.consumers.audit.findings import BROKEN, NOTICE, PAYLOADS, STEPS, Finding, Summary
 from refold.consumers.audit.rounds import Applied, Made
+from refold.consumers.sealing import VOID, KeyLackingError, SealingKeys, SealingLog
 from refold.schemas.codec import decode_integers
 from refold.schemas.errors import IntegrityError, InvalidRecord, UsageError
 from refold.schemas.events import Genesis, Member, RoundCommitted, UpdateAccepted
@@ -32,28 +33,43 @@ class StepAudit:
     ----------
     deltas, steps
         Readers of these topics, the caller's.
+    keys
+        What opens sealed updates.
     """
 
     def __init__(
-        self, bus: Bus, topics: Topics, genesis: Genesis, deltas: PayloadReader, steps: PayloadReader, summary: Summary
+        self,
+        bus: Bus,
+        topics: Topics,
+        genesis: Genesis,
+        deltas: PayloadReader,
+        steps: PayloadReader,
+        summary: Summary,
+        keys: SealingKeys,
     ) -> None:
         self._bus = bus
         self._topics = topics
         self._genesis = genesis
-        self._deltas = deltas
+        self._deltas = Deltas(topics.federation, genesis.schema, deltas, keys)
         self._steps = steps
         self._summary = summary
+        self._unopened: dict[tuple[str, bytes], list[int]] = {}
 
     def derived(self, made: Made, state: ModelState) -> Generator[Finding, None, Step | Void | None]:
-        """Return the step that the accepted deltas give; None where they were pruned or cannot be read."""
+        """Return the step that the accepted deltas give; None where they were pruned, erased or cannot be read."""
         if made.closed is None or not made.members:
             return None
         members = [(Member(a.event.origin.digest, a.event.origin.client, a.weight), a.index, a.event) for a in made.members]
         try:
-            summed = aggregate(self._genesis.schema, members, self._deltas, made.closed.rule)
+            summed = aggregate(members, self._deltas, made.closed.rule)
             step = compute_step(state, summed, from_settings(made.closed.optimizer, made.closed.optimizer_settings))
         except UNREADABLE as error:
             yield from self._underivable(made, error.message)
+            return None
+        except KeyLackingError:
+            for member in made.members:
+                yield from self.readable(member)
+            self._summary.not_rederivable.append(made.committed.round)
             return None
         except UsageError as error:
             yield self.at(STEPS, f"the step cannot be computed again: {error.message}", made)
@@ -74,14 +90,42 @@ class StepAudit:
         """Read an accepted update's payload to its end, and yield a finding where that fails and it was not pruned."""
         event = member.event
         try:
-            for _ in blocks_of(event, self._genesis.schema, self._deltas):
-                pass
+            self._read(event)
         except UNREADABLE as error:
             if not self.is_pruned(event.payload):
                 what = f"the payload of accepted update {event.origin.digest.hex()[:12]} cannot be read: {error.message}"
                 yield self._payload_finding(event, member.index, what)
             return
         self._summary.payloads += 1
+
+    def _read(self, event: UpdateAccepted) -> None:
+        """Read an update's payload to its end; of one that no key here opens, the sealed bytes alone."""
+        try:
+            for _ in self._deltas.blocks_of(event):
+                pass
+        except KeyLackingError:
+            assert event.payload is not None
+            assert event.sealing is not None
+            for _ in self._deltas.reader.read(event.payload):
+                pass
+            key = (event.origin.client, event.sealing.key_id)
+            self._unopened.setdefault(key, []).append(event.origin.base_round + 1)
+
+    def unopened(self, log: SealingLog) -> Iterator[Finding]:
+        """Say once, the log being known to its end, which updates did not open and why, and which keys should be gone."""
+        for (client, key_id), rounds in self._unopened.items():
+            is_void = log.standing(client, key_id) == VOID
+            (self._summary.erased if is_void else self._summary.sealed).extend(rounds)
+            why = "it was erased" if is_void else f"its key {key_id.hex()} is not here"
+            hint = "" if is_void else "audit with the server's key folder to derive them again"
+            what = f"{len(rounds)} updates of {client!r} stay sealed: {why}; their bytes are those that the log names"
+            yield Finding(PAYLOADS, what, hint, self._topics.deltas, client=client, severity=NOTICE)
+        for client in log.keys:
+            left = [key_id for key_id in self._deltas.keys.held(client) if log.standing(client, key_id) == VOID]
+            if left:
+                what = f"{client!r} was erased, and {len(left)} of its keys are still in this key folder"
+                hint = "start the server here, or run `refold erase` again"
+                yield Finding(PAYLOADS, what, hint, client=client, severity=NOTICE)
 
     def _payload_finding(self, event: UpdateAccepted, index: int, what: str) -> Finding:
         hint = event.payload.hint if event.payload else None

@@ -14,8 +14,11 @@ from typing import Any
 from refold.bus.ledger import Entry
 from refold.consumers.audit.findings import ACCEPTED_ONCE, ONE_VERDICT, STANDING, Finding, Summary
 from refold.consumers.audit.identity import CHANGES, IdentityAudit
+from refold.consumers.sealing import SealingLog
 from refold.schemas.commits import PartitionPosition
 from refold.schemas.events import (
+    ClientErased,
+    ClientKeyed,
     FederationEnded,
     Genesis,
     RoundClosed,
@@ -95,6 +98,7 @@ class VerdictAudit:
         self._identity = IdentityAudit()
         self._ended: int | None = None
         self._by_round: dict[tuple[str, int, str], int] = {}
+        self._sealing = SealingLog()
         self.covered: dict[int, PartitionPosition] = {}
         self.accepted: dict[bytes, int] = {}
         self.rows: dict[int, list[Row]] = {partition: [] for partition in keep_from}
@@ -166,6 +170,9 @@ class VerdictAudit:
             case RoundClosed():
                 self._identity.close(event.round)
                 yield from self._closed(index, event, entry)
+            case ClientKeyed() | ClientErased():
+                self._sealing.fold(event)
+                yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, event.client)
             case _ if isinstance(event, (*CHANGES, FederationEnded)):
                 yield from self._changed(index, event, entry)
 
@@ -196,6 +203,10 @@ class VerdictAudit:
         yield from self._standing(self._identity.accepted(origin), index, entry, origin.client)
         if self._ended is not None:
             what = f"an update is accepted after the federation ended at event {self._ended}"
+            yield self._at(STANDING, what, entry, index, client=origin.client, round_=round_)
+        fault = self._sealing.fault(origin.client, event.sealing)
+        if fault:
+            what = f"an update of {origin.client!r} is accepted that was sealed to a key of no standing by then: {fault}"
             yield self._at(STANDING, what, entry, index, client=origin.client, round_=round_)
         first = self.accepted.setdefault(origin.digest, index)
         if first != index:

@@ -62,6 +62,7 @@ def init(common: Common, source: str, **chosen: Any) -> None:
         bad_share=chosen["bad_share"],
         partitions=chosen["partitions"],
         keys=common.keys,
+        security=common.security(),
         rules={name: str(value) for name, value in pairs(chosen["rule"]).items()},
     )
     with federation:
