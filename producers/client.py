@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -336,6 +337,8 @@ class Client:
             self.wait_for_news(POLL_S)
         except (BusError, TryAgainError) as error:
             log.warning("the bus does not answer, trying on: %s", error)
+            # Where it refuses at once, nothing else keeps this from asking again at once.
+            time.sleep(POLL_S)
 
     def _settle(self) -> None:
         self._settle_residual()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,17 @@ import refold
 from refold.bus import Place, open_bus, partition_for
 from refold.bus.ledger import read_all
 from refold.bus.topics import KEPT, chunk_headers
+from refold.bus.wrapping import Wrapped
 from refold.consumers.audit import Audit
 from refold.consumers.server import Server
 from refold.federation import Federation
-from refold.producers.client import Client
+from refold.producers.client import POLL_S, Client
 from refold.producers.outbox import Parcel
 from refold.producers.task import Task
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Command, EnrolClient, Quarantined
 from refold.schemas.codec import encode_floats, encode_integers
-from refold.schemas.errors import InvalidRecord, NotFoundError, PlaceTakenError, TryAgainError, UsageError
+from refold.schemas.errors import BusError, InvalidRecord, NotFoundError, PlaceTakenError, TryAgainError, UsageError
 from refold.schemas.events import Receipts, RoundClosed, Unattributed, UpdateAccepted, UpdateRejected
 from refold.schemas.keys import COMMAND_TAG, UPDATE_TAG, SigningKey
 from refold.schemas.layout import Layout
@@ -744,6 +746,49 @@ def test_an_accepted_evaluation_is_not_asked_for_again_after_a_restart_in_its_ro
             assert list(tasks) == []
     assert world.verdicts().count(("ann", 1, "accepted")) == 2
     assert list((world.folder / "ann.outbox").glob("*.update")) == []
+
+
+class Refusing(Wrapped):
+    """A bus whose consumers are refused as often as told."""
+
+    refusals = 0
+
+    def consumer(self, **settings: Any) -> Any:
+        return Refused(self._inner.consumer(**settings), self)
+
+
+class Refused(Wrapped):
+    """A consumer that fails at once."""
+
+    def __init__(self, inner: Any, bus: Refusing) -> None:
+        super().__init__(inner)
+        self._bus = bus
+
+    def poll(self, timeout_s: float = 0.0, **bounds: Any) -> Any:
+        if self._bus.refusals:
+            self._bus.refusals -= 1
+            raise BusError("refused")
+        return self._inner.poll(timeout_s, **bounds)
+
+
+def test_f17_a_client_that_is_refused_at_once_asks_again_at_its_own_pace(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make(rounds=1)
+    pauses: list[float] = []
+    bus = Refusing(world.federation.bus)
+    world.federation.bus = bus  # type: ignore[assignment]
+    with SteppedServer(world.federation) as server, world.client("ann") as client:
+        server.settle()
+        monkeypatch.setattr("refold.producers.client.time", SimpleNamespace(sleep=pauses.append))
+        tasks = client.tasks()
+        trains("ann")(next(tasks))
+        bus.refusals = 4
+        for name in ("bob", "eve"):
+            world.send(name)
+        while bus.refusals:
+            client._wait_for_news()
+        server.settle()
+        assert list(tasks) == []
+    assert pauses == [POLL_S] * 4
 
 
 def test_f06_a_client_that_lost_its_disk_goes_on_though_its_new_session_sorts_below_the_old(
