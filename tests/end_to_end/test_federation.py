@@ -776,14 +776,16 @@ def test_f17_a_client_that_is_refused_at_once_asks_again_at_its_own_pace(make: M
     pauses: list[float] = []
     bus = Refusing(world.federation.bus)
     world.federation.bus = bus  # type: ignore[assignment]
-    with SteppedServer(world.federation) as server, world.client("ann") as client:
+    with ExitStack() as stack:
+        server = stack.enter_context(SteppedServer(world.federation))
         server.settle()
+        client = stack.enter_context(world.client("ann"))
         monkeypatch.setattr("refold.producers.client.time", SimpleNamespace(sleep=pauses.append))
         tasks = client.tasks()
         trains("ann")(next(tasks))
-        bus.refusals = 4
         for name in ("bob", "eve"):
             world.send(name)
+        bus.refusals = 4
         while bus.refusals:
             client._wait_for_news()
         server.settle()
