@@ -24,6 +24,7 @@ from refold.bus.topics import Topics
 from refold.consumers.accepted import Deltas, OpenUpdates, aggregate
 from refold.consumers.alerts import Alerts
 from refold.consumers.checkpoints import LogSigner
+from refold.consumers.notices import notices_of, refuses_without_receipt, told_positions
 from refold.consumers.sealing import SealingKeys
 from refold.consumers.standby import Standby
 from refold.producers.history import History
@@ -43,6 +44,7 @@ from refold.schemas.events import (
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.identity import ClientNotices
 from refold.schemas.keys import SigningKey
 from refold.schemas.payload import Payload
 from refold.schemas.reasons import REASONS
@@ -166,9 +168,11 @@ class _Active:
                     events.append(self._make_round(event))
                 case FederationEnded() | ClientKeyed() | ClientErased():
                     events.append(event)
+        notices = tuple(notices_of(entry, required=self._genesis.identity.required))
+        events += [ClientNotices(notices[at : at + MAX_RECEIPTS]) for at in range(0, len(notices), MAX_RECEIPTS)]
         receipts = _receipts(entry)
         events += [Receipts(receipts[at : at + MAX_RECEIPTS]) for at in range(0, len(receipts), MAX_RECEIPTS)]
-        if events:
+        if events or refuses_without_receipt(entry):
             self._commit(entry, events)
 
     def _make_round(self, closed: RoundClosed) -> RoundCommitted:
@@ -215,7 +219,7 @@ class _Active:
         return parameters.placed(), slots.placed() if slots else None
 
     def _commit(self, entry: Entry, events: list[object]) -> None:
-        position = Position(accepted_index=entry.commit.next_index, accepted_hash=entry.hash)
+        position = Position(told_positions(entry), accepted_index=entry.commit.next_index, accepted_hash=entry.hash)
         # 3. One commit.
         made = self._signer.sign(entry, self._history.rounds.reader.chain, self._clock.wall_ms()) if self._signer else None
         if made is not None:

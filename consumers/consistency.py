@@ -32,10 +32,11 @@ from refold.consumers.attempts import MAX_ATTEMPTS, Attempts, read_attempts
 from refold.consumers.inspection import Inspector
 from refold.consumers.sealing import KeyLackingError, SealingLog
 from refold.consumers.window import ChunkWindow
-from refold.schemas.canonical import encode
+from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import NO_OFFSET, Attempted, Checked
 from refold.schemas.commits import PartitionPosition
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
+from refold.schemas.identity import KeyRequest
 from refold.schemas.payload import Payload
 from refold.schemas.updates import ClientUpdate, Sealing
 
@@ -45,12 +46,19 @@ FETCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What inspection found: the update if it is one, a fault's reason and detail or "", and packed features."""
+    """What inspection found: the update if it is one, a fault's reason and detail or "", and packed features.
+
+    Parameters
+    ----------
+    is_request
+        It is a client's request for a key; whether it is granted depends on the log.
+    """
 
     update: ClientUpdate | None
     fault: str
     detail: str
     features: bytes | None
+    is_request: bool = False
 
 
 SealingFault = Callable[[str, Sealing | None], str]
@@ -69,6 +77,8 @@ def inspect(inspector: Inspector, window: ChunkWindow, record: Record, sealing_f
     try:
         update = inspector.open(record.value)
     except InvalidRecord as error:
+        if error.reason == "unknown-type" and is_key_request(record.value):
+            return Finding(None, "", "", None, is_request=True)
         return Finding(None, error.reason, printable(error.message), None)
     try:
         inspector.check_claims(update.body)
@@ -86,6 +96,15 @@ def inspect(inspector: Inspector, window: ChunkWindow, record: Record, sealing_f
     finally:
         if update.body.payload is not None:
             window.forget(update.body.payload, record.key)
+
+
+def is_key_request(value: bytes | None) -> bool:
+    """Whether a record is a client's request for a key."""
+    try:
+        decode(value or b"", KeyRequest)
+    except InvalidRecord:
+        return False
+    return True
 
 
 def _chunks(window: ChunkWindow, payload: Payload, record: Record) -> Iterator[bytes]:
@@ -285,7 +304,7 @@ def checked(record: Record, finding: Finding, previous: int, first_chunk: int, o
         first_chunk,
         open_from,
         blake3.blake3(record.value or b"").digest(),
-        (record.value or b"") if finding.update else b"",
+        (record.value or b"") if finding.update or finding.is_request else b"",
         finding.fault,
         finding.detail,
         finding.features,

@@ -31,6 +31,7 @@ from refold.consumers.detectors import Cohort, Ensemble, Opinion
 from refold.consumers.evidence import ChunksGone, Evidence
 from refold.consumers.inspection import Inspector
 from refold.consumers.intake import Intake
+from refold.consumers.keyrequests import granted, request_fault
 from refold.consumers.liveness import Deadline, Liveness
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
@@ -127,7 +128,7 @@ class _Active:
         self._view = view
         self._accepted, self._rounds = view.accepted, view.rounds
         self.roster = view.roster
-        self._intake = Intake(bus, topics, inspector, self.roster, self._rounds, clock)
+        self._intake = Intake(bus, topics, inspector, self.roster, self._rounds, clock, settle=self._answer_requests)
         self._commands = CommandReader(bus, topics, self.roster)
         self._health = _health_from_now(bus, topics)
         self._evidence = Evidence(bus, topics, clock)
@@ -145,8 +146,10 @@ class _Active:
         moved = bool(self._rounds.poll()) or commanded
         self._hear()
         for record in records:
+            self._checked_next = record.offset  # What is committed meanwhile leaves this one to be read again.
             self._intake.take(record)
         self._checked_next = consumer.position(Place(self._topics.checked, 0))
+        moved = self._answer_requests() or moved
         # 2. Decided.
         ruling = self._decide()
         if not ruling.judged:
@@ -170,6 +173,21 @@ class _Active:
             taken = True
         self._complain()
         return taken
+
+    def _answer_requests(self) -> bool:
+        """Grant or refuse clients' requests for keys, one of each client in a commit; return whether any was granted."""
+        answered = False
+        while asked := self._intake.requests():
+            granting = []
+            for item in asked:
+                assert item.request is not None
+                item.reason = request_fault(self.roster, item.request, item.source, len(self._intake.coverage))
+                if not item.reason:
+                    granting.append(item)
+            if granting:
+                self._commit([granted(self.roster, item.request, item.source) for item in granting if item.request], granting)
+                answered = True
+        return answered
 
     def _complain(self) -> None:
         for complaint in self._commands.complaints:

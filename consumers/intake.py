@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import blake3
 
@@ -25,14 +25,29 @@ from refold.schemas.canonical import decode
 from refold.schemas.checks import NO_OFFSET, Attempted, Checked
 from refold.schemas.commits import PartitionPosition, Position
 from refold.schemas.errors import InvalidRecord
+from refold.schemas.identity import KeyRequest
 from refold.schemas.updates import ClientUpdate, UpdateBody
 
 
 class Intake:
-    """Everything that waits for a verdict, in the order in which it became known."""
+    """Everything that waits for a verdict, in the order in which it became known.
+
+    Parameters
+    ----------
+    settle
+        Decides the `requests` that wait; called before anything is looked at that lies behind a request of the same client.
+    """
 
     def __init__(
-        self, bus: Bus, topics: Topics, inspector: Inspector, roster: Roster, rounds: LineageReader, clock: Clock
+        self,
+        bus: Bus,
+        topics: Topics,
+        inspector: Inspector,
+        roster: Roster,
+        rounds: LineageReader,
+        clock: Clock,
+        *,
+        settle: Callable[[], object] = lambda: None,
     ) -> None:
         self._bus = bus
         self._topics = topics
@@ -40,11 +55,13 @@ class Intake:
         self._roster = roster
         self._rounds = rounds
         self._clock = clock
+        self._settle = settle
         self._window: ChunkWindow | None = None
         self._attempts = Attempts()
         self._open_from: dict[int, int] = {}
         self.waiting: dict[Source, Pending] = {}
         self._of_client: dict[str, list[Pending]] = {}
+        self._asking: set[str] = set()
         self.holes = 0
         self._everyone_in = -1
         self.coverage = {
@@ -120,18 +137,29 @@ class Intake:
 
     def _learn(self, fact: Checked, coverage: Coverage, checked_offset: int) -> None:
         source = (fact.partition, fact.offset)
+        said = self._decoded(fact)
+        if said is not None and said.body.client in self._asking and not coverage.is_judged(fact.offset):
+            self._settle()
         if not coverage.note(fact.offset):
             return
         begun = self._attempts.end(source)
-        item = self._judge_admission(fact, checked_offset if begun is None else min(begun, checked_offset))
+        item = self._admitted(fact, said, checked_offset if begun is None else min(begun, checked_offset))
         self.waiting[source] = item
+        if item.request is not None:
+            self._asking.add(item.request.body.client)
         if item.body is not None:
             self._of_client.setdefault(item.client, []).append(item)
 
-    def _judge_admission(self, fact: Checked, checked_offset: int) -> Pending:
-        update = self._decoded(fact)
-        if update is None:
+    def _admitted(self, fact: Checked, said: ClientUpdate | KeyRequest | None, checked_offset: int) -> Pending:
+        if said is None:
             return self._unattributed(fact, checked_offset, fact.fault or "form", fact.detail)
+        if isinstance(said, KeyRequest):
+            item = self._unattributed(fact, checked_offset, "", f"asks for a key of {said.body.client!r}")
+            item.request = said
+            return item
+        return self._judge_admission(fact, said, checked_offset)
+
+    def _judge_admission(self, fact: Checked, update: ClientUpdate, checked_offset: int) -> Pending:
         digest = update.digest
         source = (fact.partition, fact.offset)
         fault = authentic(self._roster, update, digest, source)
@@ -156,11 +184,11 @@ class Intake:
             fact.features,
         )
 
-    def _decoded(self, fact: Checked) -> ClientUpdate | None:
+    def _decoded(self, fact: Checked) -> ClientUpdate | KeyRequest | None:
         if not fact.manifest:
             return None
         try:
-            return decode(fact.manifest, ClientUpdate)
+            return decode(fact.manifest, ClientUpdate, KeyRequest)
         except InvalidRecord:
             return None
 
@@ -180,6 +208,15 @@ class Intake:
             if item.body is not None:
                 self._of_client.setdefault(item.client, []).append(item)
         self._attempts.drop(lambda source: self.coverage[source[0]].is_judged(source[1]))
+
+    def requests(self) -> list[Pending]:
+        """Return the first request of each client that waits to be decided: those of one depend on one another."""
+        first: dict[str, Pending] = {}
+        for item in self.waiting.values():
+            if item.request is not None and not item.reason:
+                first.setdefault(item.request.body.client, item)
+        self._asking = set(first)
+        return list(first.values())
 
     def position_after(self, judged: list[Pending], *, checked: int, commands: int) -> Position:
         """Return the position of a commit that judges these.

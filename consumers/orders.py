@@ -10,7 +10,7 @@ from refold.schemas.erasure import EraseClient, KeyClient
 from refold.schemas.errors import UsageError
 from refold.schemas.events import FederationEnded
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
-from refold.schemas.keys import key_id
+from refold.schemas.keys import is_weak, key_id
 
 
 def subject_of(order: Order) -> str:
@@ -43,6 +43,7 @@ def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
 
 
 def _enrolled(roster: Roster, order: EnrolClient, command_id: bytes) -> ClientEnrolled:
+    _refuse_weak(order.public_key)
     standing = roster.clients.get(order.client, Standing())
     is_new = key_id(order.public_key) not in standing.keys.valid
     if is_new and len(standing.keys.valid) >= roster.limits.keys:
@@ -53,7 +54,13 @@ def _enrolled(roster: Roster, order: EnrolClient, command_id: bytes) -> ClientEn
     return ClientEnrolled(order.client, order.public_key, command_id)
 
 
+def _refuse_weak(public: bytes) -> None:
+    if is_weak(public):
+        raise UsageError(f"{public.hex()} is a key for which anyone can sign", hint="make one with `refold enroll --new-key`")
+
+
 def _admitted(roster: Roster, order: AdmitToken, command_id: bytes) -> TokenAdmitted:
+    _refuse_weak(order.public_key)
     standing = roster.clients.get(order.client, Standing())
     unused = [token for token in standing.keys.tokens.values() if not token.is_over(roster.closed + 1)]
     if len(unused) >= roster.limits.tokens:

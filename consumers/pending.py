@@ -8,6 +8,7 @@ import blake3
 
 from refold.consumers.features import Features
 from refold.schemas.events import Origin
+from refold.schemas.identity import KeyRequest
 from refold.schemas.updates import UpdateBody
 
 
@@ -27,6 +28,8 @@ class Pending:
         Why it is refused already; "" for a candidate.
     packed
         Features of a sound training update.
+    request
+        A client's request for a key, which this is instead of an update.
     """
 
     partition: int
@@ -39,6 +42,7 @@ class Pending:
     reason: str = ""
     detail: str = ""
     packed: bytes | None = None
+    request: KeyRequest | None = None
 
     @property
     def source(self) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from refold.schemas.canonical import Scalar, decode
 from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.events import RoundCommitted
+from refold.schemas.identity import ClientNotice
 from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
@@ -42,6 +43,9 @@ from refold.state.model_state import ModelState
 log = logging.getLogger("refold.client")
 
 REMEMBERED_RECEIPTS = 1024
+UNHEARD = "unheard"
+"""The outcome of an update that was refused without a receipt."""
+
 POLL_S = 0.25
 
 
@@ -88,6 +92,8 @@ class Client:
         self._open_timeout_s = open_timeout_s
         self._clock = clock or SystemClock()
         self._receipts: OrderedDict[bytes, str] = OrderedDict()
+        self._sent: dict[bytes, int] = {}
+        self._kept_out = ""
         self.privacy = (
             None if privacy is None else PrivateUpdates(privacy, SpendingFile(outbox.folder, topics.federation, name))
         )
@@ -100,6 +106,7 @@ class Client:
             on_receipt=self._take_receipt,
             on_round=self._take_round,
             on_key=self._sealer.take,
+            on_notice=self._take_notice,
             guard=self.witness.take,
         )
         self._publisher = Publisher(bus, topics, name, key, outbox, self._clock)
@@ -325,6 +332,7 @@ class Client:
     def wait_for_news(self, timeout_s: float) -> None:
         """Take in what comes in `rounds`, waiting at most so long, and send again what still waits."""
         self._history.rounds.poll(timeout_s)
+        self._find_unheard()
         self._resend()
 
     @property
@@ -367,6 +375,7 @@ class Client:
         else:
             self._outbox.drop(receipt.digest)
         self._resend_at_s.pop(receipt.digest, None)
+        self._sent.pop(receipt.digest, None)
         while len(self._receipts) > REMEMBERED_RECEIPTS:
             self._receipts.popitem(last=False)
 
@@ -381,6 +390,29 @@ class Client:
         """Return the round that an update of this session evaluates, or 0."""
         found = (what[0] for what, (answer, _) in self._answered.items() if answer == digest and what[1] == EVALUATE)
         return next(found, 0)
+
+    def _find_unheard(self) -> None:
+        """Give up what detection has passed without a receipt: nobody is held to it, or its client is kept out.
+
+        The first copy of an update lies before all others, so none that has a verdict to come is given up.
+        """
+        parts = {part.partition: part.next_offset for part in self._history.lineage.position.updates}
+        passed = parts.get(self._publisher.partition, 0)
+        for digest in [digest for digest, offset in self._sent.items() if offset < passed]:
+            del self._sent[digest]
+            if digest in self._receipts:
+                continue
+            hint = self._kept_out or "is it enrolled with this key? `refold show` says what the log knows of it"
+            log.warning("an update of %s was refused without a receipt: %s", self.name, hint)
+            self._take_receipt(ReceiptEvent(self.name, digest, UNHEARD))
+
+    def _take_notice(self, notice: ClientNotice) -> None:
+        if notice.client != self.name or notice.key_id not in (None, self._key.key_id):
+            return
+        if notice.what in ("enrolled", "released"):
+            self._kept_out = ""
+            return
+        self._kept_out = f"its key was {notice.what}" if notice.what == "revoked" else f"it is {notice.what}"
 
     def _doing(self, activity: str) -> None:
         if self._heartbeat:
@@ -434,7 +466,7 @@ class Client:
 
     def _send(self, parcel: Parcel) -> None:
         try:
-            self._publisher.send(parcel)
+            self._sent[parcel.digest] = self._publisher.send(parcel)
         except (BusError, TryAgainError) as error:
             self._resend_at_s[parcel.digest] = self._clock.monotonic_s() + 1.0
             log.warning("an update waits in the outbox, the bus does not answer: %s", error)

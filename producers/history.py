@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from refold.bus.contract import Bus, Place
 from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics
-from refold.producers.lineage import Guard, KeyListener, Lineage, LineageReader, Listener, RoundListener
+from refold.producers.lineage import (
+    Guard,
+    KeyListener,
+    Lineage,
+    LineageReader,
+    Listener,
+    NoticeListener,
+    RoundListener,
+)
 from refold.schemas.canonical import decode
 from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError
 from refold.schemas.events import Genesis, RoundCommitted, SnapshotTaken
@@ -67,11 +75,20 @@ class History:
         on_receipt: Listener | None = None,
         on_round: RoundListener | None = None,
         on_key: KeyListener | None = None,
+        on_notice: NoticeListener | None = None,
         guard: Guard | None = None,
     ) -> None:
         self._bus = bus
         self._topics = topics
-        self.rounds = LineageReader(bus, topics, on_receipt=on_receipt, on_round=on_round, on_key=on_key, guard=guard)
+        self.rounds = LineageReader(
+            bus,
+            topics,
+            on_receipt=on_receipt,
+            on_round=on_round,
+            on_key=on_key,
+            on_notice=on_notice,
+            guard=guard,
+        )
         self._place = Place(topics.snapshots, 0)
         self._manifests = bus.consumer()
         self._manifests.assign([self._place])

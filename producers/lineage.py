@@ -20,11 +20,13 @@ from refold.schemas.events import (
     Receipts,
     RoundCommitted,
 )
+from refold.schemas.identity import ClientNotice, ClientNotices
 from refold.schemas.plans import RoundPlan
 
 Listener = Callable[[Receipt], None]
 KeyEvent = ClientKeyed | ClientErased
 KeyListener = Callable[[KeyEvent], None]
+NoticeListener = Callable[[ClientNotice], None]
 RoundListener = Callable[[RoundCommitted], None]
 Guard = Callable[[Entry], None]
 
@@ -38,7 +40,7 @@ class Lineage:
     head
         The newest round; 0 before the first.
     position
-        What the last commit covers of `accepted`.
+        What the last commit covers of `accepted`, and how far updates were looked at.
     checkpoint
         The newest one; not verified here.
     next_index
@@ -60,8 +62,9 @@ class Lineage:
         on_receipt: Listener | None = None,
         on_round: RoundListener | None = None,
         on_key: KeyListener | None = None,
+        on_notice: NoticeListener | None = None,
     ) -> None:
-        """Take a commit in. The listeners hear of rounds, members and all, of receipts and sealing keys, in the log's order."""
+        """Take a commit in. The listeners hear of rounds, members and all, of receipts, sealing keys and notices, in order."""
         self.position = entry.commit.position
         self.next_index = entry.commit.next_index
         for event in entry.events:
@@ -79,6 +82,9 @@ class Lineage:
                     self.checkpoint = event
                 case ClientKeyed() | ClientErased() if on_key is not None:
                     on_key(event)
+                case ClientNotices() if on_notice is not None:
+                    for notice in event.notices:
+                        on_notice(notice)
                 case Receipts() if on_receipt is not None:
                     for receipt in event.receipts:
                         on_receipt(receipt)
@@ -133,6 +139,7 @@ class LineageReader:
         on_round: RoundListener | None = None,
         on_key: KeyListener | None = None,
         guard: Guard | None = None,
+        on_notice: NoticeListener | None = None,
     ) -> None:
         self.reader = LedgerReader(bus, topics.rounds)
         self.lineage = Lineage()
@@ -140,6 +147,7 @@ class LineageReader:
         self._on_round = on_round
         self._guard = guard
         self._on_key = on_key
+        self._on_notice = on_notice
 
     def poll(self, timeout_s: float = 0.0) -> list[Entry]:
         """Take in what is new, waiting up to `timeout_s` for it."""
@@ -157,7 +165,13 @@ class LineageReader:
     def _fold(self, entry: Entry) -> None:
         if self._guard is not None:
             self._guard(entry)
-        self.lineage.fold(entry, on_receipt=self._on_receipt, on_round=self._on_round, on_key=self._on_key)
+        self.lineage.fold(
+            entry,
+            on_receipt=self._on_receipt,
+            on_round=self._on_round,
+            on_key=self._on_key,
+            on_notice=self._on_notice,
+        )
 
     def close(self) -> None:
         """Let go of the reader."""

@@ -140,6 +140,11 @@ def owner_of(federation: str, client: str) -> bytes:
     return blake3.blake3(f"{federation}\0{client}".encode()).digest(length=16)
 
 
+def outbox_beside(key: str | Path) -> Path:
+    """Return where a client's outbox lies if nobody says otherwise: beside its key file."""
+    return Path(key).with_suffix(".outbox")
+
+
 def _pack(parcel: Parcel) -> bytes:
     lengths = [len(chunk) for chunk in parcel.chunks]
     head = MAGIC + struct.pack(f"<{2 + len(lengths)}Q", len(parcel.manifest), len(lengths), *lengths)

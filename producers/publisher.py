@@ -6,7 +6,7 @@ from refold.bus.clock import Clock
 from refold.bus.contract import Bus, partition_for
 from refold.bus.topics import Topics, chunk_headers, event_headers, hint_header
 from refold.producers.outbox import Outbox, Parcel
-from refold.schemas.canonical import encode
+from refold.schemas.canonical import decode, encode
 from refold.schemas.errors import BusError, TryAgainError
 from refold.schemas.keys import UPDATE_TAG, SigningKey
 from refold.schemas.updates import ClientUpdate, UpdateBody, update_digest
@@ -51,8 +51,13 @@ class Publisher:
         # 1. The outbox.
         self._outbox.put(parcel)
 
-    def send(self, parcel: Parcel) -> None:
-        """Send an update's chunks and manifest and wait for their acknowledgement.
+    @property
+    def partition(self) -> int:
+        """Where all of this client's updates go."""
+        return self._partition
+
+    def send(self, parcel: Parcel) -> int:
+        """Send an update's chunks and manifest, wait for their acknowledgement, and return the manifest's offset.
 
         Raises
         ------
@@ -69,13 +74,13 @@ class Publisher:
             self._producer.flush()
             offsets = [delivery.result(0.0) for delivery in sent]
             # 3. The manifest.
-            self._send_manifest(parcel, offsets)
+            return self._send_manifest(parcel, offsets)
         except (BusError, TryAgainError):
             # What is still queued there would be written beside the retry.
             self._producer = self._bus.producer()
             raise
 
-    def _send_manifest(self, parcel: Parcel, offsets: list[int]) -> None:
+    def _send_manifest(self, parcel: Parcel, offsets: list[int]) -> int:
         headers = event_headers(
             "ClientUpdate",
             source=self._topics.updates,
@@ -85,9 +90,32 @@ class Publisher:
         )
         if offsets:
             headers += (hint_header(min(offsets), max(offsets)),)
-        self._producer.send(self._topics.updates, parcel.manifest, key=self._client, partition=self._partition, headers=headers)
+        topic = self._topics.updates
+        sent = self._producer.send(topic, parcel.manifest, key=self._client, partition=self._partition, headers=headers)
         self._producer.flush()
+        return sent.result(0.0)
 
     def close(self) -> None:
         """Let go of the producer."""
         self._producer.close()
+
+
+def send_waiting(bus: Bus, topics: Topics, client: str, key: SigningKey, outbox: Outbox, clock: Clock) -> int:
+    """Send what an outbox holds of a client of this federation, without a session; return how many updates that were.
+
+    Raises
+    ------
+    BusError, TryAgainError
+        Not all of it is known to be there; send it again.
+    """
+    publisher = Publisher(bus, topics, client, key, outbox, clock)
+    sent = 0
+    try:
+        for parcel in outbox.waiting():
+            said = decode(parcel.manifest, ClientUpdate).body
+            if (said.federation, said.client) == (topics.federation, client):
+                publisher.send(parcel)
+                sent += 1
+    finally:
+        publisher.close()
+    return sent

@@ -33,7 +33,9 @@ class Receipt:
 
     @property
     def outcome(self) -> str | None:
-        """``accepted``, the class of the reason it was refused for, or None as long as there is no verdict."""
+        """``accepted``, the class of the reason it was refused for, ``unheard``, or None as long as there is no verdict.
+
+        ``unheard``: it was refused without a receipt, since nobody could be held to it, or its client is kept out."""
         return self._client.outcome(self.digest)
 
     def wait(self, timeout_s: float = 60.0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,14 +29,17 @@ from refold.consumers.server import GROUPS, Server, read_genesis
 from refold.evidence import Evidence
 from refold.keyring import Keyring, key_folder
 from refold.producers.client import Client
+from refold.producers.enrolment import read_token, request_key, token_text
 from refold.producers.history import History
-from refold.producers.outbox import Outbox
+from refold.producers.outbox import Outbox, outbox_beside
 from refold.producers.privacy import Privacy
+from refold.producers.publisher import send_waiting
 from refold.schemas.canonical import Scalar
-from refold.schemas.checks import BanClient, EndFederation, EnrolClient, ReleaseClient, RevokeKeys
+from refold.schemas.checks import AdmitToken, BanClient, EndFederation, EnrolClient, ReleaseClient, RevokeKeys
 from refold.schemas.erasure import EraseClient, KeyClient
 from refold.schemas.errors import NotFoundError, UsageError
 from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
+from refold.schemas.identity import EnrolmentToken
 from refold.schemas.kept import Kept
 from refold.schemas.keys import SigningKey
 from refold.schemas.proofs import InclusionProof
@@ -124,7 +128,7 @@ class Federation:
         if outbox is None:
             if isinstance(key, SigningKey):
                 raise UsageError("a client whose key is no file needs an outbox folder", hint="client(…, outbox=FOLDER)")
-            outbox = Path(key).with_suffix(".outbox")
+            outbox = outbox_beside(key)
         return Client(
             self.bus,
             self.topics,
@@ -140,6 +144,75 @@ class Federation:
     def enroll(self, name: str, public_key: bytes) -> bytes:
         """Let a public key (32 bytes) speak for a client from now on; return the command's id. Needs the operator's key."""
         return self.command(EnrolClient(name, public_key))
+
+    def token(self, name: str, *, rounds: int | None = None) -> str:
+        """Return a one-time token by which a client of this name enrols one key by itself. Needs the operator's key.
+
+        Parameters
+        ----------
+        rounds
+            How many rounds from now on it is taken; None for any.
+        """
+        token, public = new_token(self, name, rounds)
+        self.command(AdmitToken(name, public, token.last_round))
+        return token_text(token)
+
+    def redeem(self, token: str, key: str | Path | SigningKey, *, timeout_s: float = 60.0) -> SigningKey:
+        """Enrol a client's key by a token; return once it is enrolled. Called at the client; calling it again does no harm.
+
+        Parameters
+        ----------
+        key
+            The new key, or the PEM file that holds it, which is made if it is not there.
+
+        Raises
+        ------
+        UsageError
+            The token is none, or another federation's.
+        RefoldError
+            It was refused: the token is used, cancelled or out of date.
+        TryAgainError
+            No server answered in time.
+        """
+        read = read_token(token)
+        if read.federation != self.name:
+            raise UsageError(f"the token is for the federation {read.federation!r}", hint=f"this one is {self.name!r}")
+        new = key if isinstance(key, SigningKey) else SigningKey.load_or_create(key)
+        authority = SigningKey.from_seed(read.seed)
+        request_key(self.bus, self.topics, read.client, authority, new, clock=SystemClock(), timeout_s=timeout_s)
+        return new
+
+    def rotate(self, name: str, key: str | Path, new_key: str | Path, *, timeout_s: float = 60.0) -> SigningKey:
+        """Replace a client's key by a new one; return once that is enrolled. Called at the client, while it does not run.
+
+        Durable steps: 1. what the outbox beside the old key holds is sent, so that it lies before the request and stays valid;
+        2. the new key is made; 3. it is asked for, and enrolled; 4. the outbox is put beside the new key. After a crash, call
+        it again.
+
+        Parameters
+        ----------
+        key, new_key
+            The PEM files; the new one is made if it is not there.
+
+        Raises
+        ------
+        RefoldError
+            It was refused: the old key counts no more, or the client is kept out.
+        TryAgainError
+            No server answered in time.
+        """
+        old, folder = SigningKey.load(key), outbox_beside(key)
+        # 1. The outbox.
+        if folder.exists():
+            send_waiting(self.bus, self.topics, name, old, Outbox(folder), SystemClock())
+        # 2. The key.
+        new = SigningKey.load_or_create(new_key)
+        # 3. The request.
+        request_key(self.bus, self.topics, name, old, new, clock=SystemClock(), timeout_s=timeout_s)
+        # 4. The outbox's place.
+        if folder.exists() and not outbox_beside(new_key).exists():
+            folder.rename(outbox_beside(new_key))
+        return new
 
     def revoke(self, name: str, *key_ids: bytes, reason: str = "") -> bytes:
         """Revoke keys and tokens of a client (8 bytes each; all that it has if none is named); return the command's id.
@@ -385,6 +458,15 @@ class Federation:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def new_token(federation: Federation, name: str, rounds: int | None) -> tuple[EnrolmentToken, bytes]:
+    """Return a new token for a client, and its public key, which an operator must admit before it is taken."""
+    if rounds is not None and rounds < 1:
+        raise UsageError(f"a token that is taken for {rounds} rounds is of no use", hint="give 1 or more, or none")
+    seed = os.urandom(32)
+    last_round = 0 if rounds is None else federation.head + rounds
+    return EnrolmentToken(federation.name, name, seed, last_round), SigningKey.from_seed(seed).public
 
 
 def connect(

@@ -38,7 +38,7 @@ class Checked:
     open_from
         Lowest offset in the partition of a chunk that still waits for its manifest, or the one after the update.
     manifest
-        The `ClientUpdate` as it came; empty where it is not one. Then `record_digest` says which bytes it was.
+        The `ClientUpdate` or `KeyRequest` as it came; empty where it is neither. Then `record_digest` says which bytes it was.
     fault, detail
         A reason code, or "" where nothing is wrong.
     features

@@ -53,7 +53,8 @@ class Position:
     Parameters
     ----------
     updates
-        For commits of `accepted`: one entry for each partition of `updates` that was read.
+        One entry for each partition of `updates` that was read. Commits of `rounds` repeat those of the commit of `accepted`
+        that they cover, each with its first runs: so a client sees that nobody will ever answer.
     checked, commands
         For commits of `accepted`: next offsets of these topics still needed.
     accepted_index, accepted_hash

@@ -85,8 +85,34 @@ class SigningKey:
         return self._private.sign(tag + message)
 
 
+WEAK_KEYS = frozenset(
+    bytes.fromhex(y[:-2] + format(int(y[-2:], 16) | sign, "02x"))
+    for y in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    )
+    for sign in (0, 0x80)
+)
+"""Encodings of the points of small order: for such a public key anyone can make signatures over anything.
+
+Source: J.-P. Aumasson et al., "Taming the many EdDSAs", 2020, section 2.2; the list is the one of libsodium.
+"""
+
+
+def is_weak(public: bytes) -> bool:
+    """Whether a public key is one for which anyone can sign."""
+    return public in WEAK_KEYS
+
+
 def verify(public: bytes, tag: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether the signature is this key's over the tagged message."""
+    """Whether the signature is this key's over the tagged message; never for a key for which anyone can sign."""
+    if public in WEAK_KEYS:
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, tag + message)
     except (InvalidSignature, ValueError):

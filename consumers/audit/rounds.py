@@ -13,6 +13,7 @@ from typing import Any
 from refold.bus.ledger import Entry
 from refold.bus.topics import Topics
 from refold.consumers.audit.findings import CHAIN, RECEIPTS, ROUNDS, Finding, Summary
+from refold.consumers.audit.identity import CHANGES, Changed
 from refold.consumers.sealing import SealingLog
 from refold.producers.lineage import Lineage
 from refold.schemas.events import (
@@ -28,6 +29,16 @@ from refold.schemas.events import (
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.identity import (
+    BY_KEY,
+    ClientBanned,
+    ClientEnrolled,
+    ClientNotice,
+    ClientNotices,
+    ClientReleased,
+    ClientRevoked,
+)
+from refold.schemas.keys import key_id
 from refold.schemas.reasons import REASONS
 from refold.state.aggregation import MAX_TOTAL_WEIGHT
 
@@ -71,6 +82,7 @@ class _Due:
 
     heads: list[tuple[int, Heads]] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
+    notices: list[ClientNotice] = field(default_factory=list)
 
 
 class RoundAudit:
@@ -85,6 +97,7 @@ class RoundAudit:
         self._closed = 0
         self._accepted: Entry | None = None
         self._is_lost = False
+        self._tells = False
         self.lineage = Lineage()
         self.sealing = SealingLog()
         self.genesis: Genesis | None = None
@@ -101,7 +114,11 @@ class RoundAudit:
                     self._due.receipts.append(Receipt(event.origin.client, event.origin.digest, "accepted"))
                     if event.payload is not None:
                         self._open[event.origin.digest] = Applied(event.weight, index, event)
+                case _ if isinstance(event, CHANGES):
+                    self._due.notices += _notices(event)
                 case UpdateRejected() if "duplicate" not in event.reasons:
+                    if "equivocation" in event.reasons and self.genesis is not None and self.genesis.identity.required:
+                        self._due.notices.append(ClientNotice(event.origin.client, "frozen", None))
                     outcome = REASONS.get(event.reasons[0], "content")
                     self._due.receipts.append(Receipt(event.origin.client, event.origin.digest, outcome))
                 case RoundClosed():
@@ -157,6 +174,7 @@ class RoundAudit:
         if not self._is_lost:
             yield from self._heads(entry, due)
             yield from self._receipts(entry, due.receipts)
+            yield from self._told(entry, due.notices)
         for index, event in entry.indexed():
             if isinstance(event, RoundCommitted):
                 yield self._made(entry, index, event, due)
@@ -207,6 +225,20 @@ class RoundAudit:
             hint = "its client was never told"
             yield self._at(RECEIPTS, what, entry, entry.commit.first_index, hint, client=receipt.client)
 
+    def _told(self, entry: Entry, due: list[ClientNotice]) -> Iterator[Finding]:
+        """Compare what clients are told of themselves with what happened to them."""
+        found = [(i, n) for i, event in entry.indexed() if isinstance(event, ClientNotices) for n in event.notices]
+        self._tells = self._tells or bool(found)  # Older Refolds wrote no notices.
+        owed = Counter(due)
+        for index, notice in found:
+            if not owed[notice]:
+                what = f"a notice says that {notice.client!r} is {notice.what}, and no covered event does"
+                yield self._at(RECEIPTS, what, entry, index, client=notice.client)
+            owed[notice] -= 1
+        for notice in (+owed).elements() if self._tells else ():
+            what = f"{notice.client!r} is {notice.what}, which is covered and has no notice"
+            yield self._at(RECEIPTS, what, entry, entry.commit.first_index, client=notice.client)
+
     def open_updates(self) -> list[Applied]:
         """Return the accepted training updates that no closed round holds."""
         return list(self._open.values())
@@ -230,6 +262,22 @@ class RoundAudit:
         round_: int | None = None,
     ) -> Finding:
         return Finding(check, what, hint, self._topics.rounds, 0, entry.offset, index, client, round_)
+
+
+def _notices(event: Changed) -> list[ClientNotice]:
+    """Return what a client must be told of a change."""
+    match event:
+        case ClientEnrolled():
+            notice = ClientNotice(event.client, "enrolled", key_id(event.public_key))
+            if event.request is None or event.request.kind != BY_KEY:
+                return [notice]
+            return [notice, ClientNotice(event.client, "revoked", event.request.authority)]
+        case ClientRevoked():
+            return [ClientNotice(event.client, "revoked", key) for key in event.key_ids]
+        case ClientBanned() | ClientReleased():
+            what = "banned" if isinstance(event, ClientBanned) else "released"
+            return [ClientNotice(event.client, what, None)]
+    return []
 
 
 def _differences(event: Any, asked: Heads) -> Iterator[str]:

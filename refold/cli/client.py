@@ -15,7 +15,9 @@ import click
 from refold.cli.init import pairs
 from refold.cli.options import Common, common
 from refold.cli.output import note
+from refold.federation import Federation
 from refold.producers.client import Client
+from refold.producers.enrolment import read_token
 from refold.producers.privacy import Privacy
 from refold.producers.task import Receipt, Task
 from refold.schemas.errors import UsageError
@@ -32,6 +34,7 @@ RETURNS = "submit on the task, or return (state, num_examples) or (state, num_ex
     "--train", "train", required=True, metavar="MODULE:FUNCTION", help="What trains; the module may lie in this folder."
 )
 @click.option("--property", "properties", metavar="NAME=VALUE", multiple=True, help="Told with every heartbeat.")
+@click.option("--token", metavar="TOKEN", help="Enrol the key by this token first; the key is made where it is not there.")
 @click.option("--outbox", metavar="DIR", help="What is not acknowledged yet.  [beside the key]")
 @click.option("--clip-norm", type=float, help="Clip every change to this length, and add noise. Needs --noise-multiplier.")
 @click.option("--noise-multiplier", type=float, help="Deviation of the noise on every parameter, in clips.")
@@ -49,6 +52,8 @@ def client(common: Common, name: str, key: str, train: str, properties: tuple[st
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     signal.signal(signal.SIGTERM, _interrupt)
     with common.federation() as federation:
+        if chosen["token"] is not None:
+            _redeem(federation, name, chosen["token"], key, chosen["open_timeout"])
         opened = federation.client(
             name,
             key=key,
@@ -71,6 +76,13 @@ def _privacy(chosen: dict[str, Any]) -> Privacy | None:
     if clip_norm is None:
         return None
     return Privacy(clip_norm, noise_multiplier, chosen["privacy_delta"], chosen["privacy_epsilon"])
+
+
+def _redeem(federation: Federation, name: str, token: str, key: str, timeout_s: float) -> None:
+    """Enrol the client's key; at once where that was done by an earlier start."""
+    if read_token(token).client != name:
+        raise UsageError(f"the token is for the client {read_token(token).client!r}")
+    federation.redeem(token, key, timeout_s=timeout_s)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

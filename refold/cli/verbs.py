@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "seal": ("refold.cli.seal", "Let a client encrypt its updates."),
     "erase": ("refold.cli.seal", "Erase what a client sent encrypted."),
     "privacy": ("refold.cli.privacy", "Say what a client has spent of its privacy."),
+    "rotate": ("refold.cli.rotate", "Replace a client's key by a new one."),
     "revoke": ("refold.cli.revoke", "Let a client's keys count no more."),
     "log": ("refold.cli.log", "Print the events of a log."),
     "show": ("refold.cli.show", "Explain a round, an update or a client."),

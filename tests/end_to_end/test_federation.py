@@ -28,7 +28,7 @@ from refold.producers.task import Task
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Command, EnrolClient, Quarantined
 from refold.schemas.codec import encode_floats, encode_integers
-from refold.schemas.errors import BusError, InvalidRecord, NotFoundError, PlaceTakenError, TryAgainError, UsageError
+from refold.schemas.errors import BusError, InvalidRecord, NotFoundError, PlaceTakenError, UsageError
 from refold.schemas.events import Receipts, RoundClosed, Unattributed, UpdateAccepted, UpdateRejected
 from refold.schemas.keys import COMMAND_TAG, UPDATE_TAG, SigningKey
 from refold.schemas.layout import Layout
@@ -221,14 +221,16 @@ def test_a_receipt_that_says_accepted_is_for_what_is_in_the_log(make: Make) -> N
     assert list((world.folder / "ann.outbox").glob("*.update")) == []
 
 
-def test_a_client_that_nobody_enrolled_gets_no_receipt_and_is_told_what_to_look_at(make: Make) -> None:
+def test_a_client_that_nobody_enrolled_gets_no_receipt_and_is_told_what_to_look_at(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     world = make(names=("ann",))
     SigningKey.generate().save(world.folder / "stranger.pem")
     with world.federation.serve(), world.client("stranger") as client:
         receipt = next(client.tasks()).submit(moved(WEIGHTS, np.random.default_rng(0)), num_examples=3)
         eventually(lambda: world.verdicts() == [("", 0, "not-enrolled")])
-        with pytest.raises(TryAgainError, match="is this client enrolled"):
-            receipt.wait(0.1)
+        assert receipt.wait(20.0) == "unheard"
+    assert "is it enrolled with this key" in caplog.text
 
 
 # What the client itself refuses, in words.

@@ -235,5 +235,7 @@ def test_one_with_a_key_that_nobody_enrolled_gets_no_receipt(make: Callable[...,
         heard = client.train(trained(client.model(), 0.1, rng), "float32", 10)
         until(client, lambda: heard in client.log.receipts, "the receipt")
         until(client, lambda: client.log.ended, "the end")
+        until(client, lambda: client.log.has_passed(*stranger.places[unheard]), "the sign that no receipt comes")
     assert unheard not in client.log.receipts
+    assert (FOREIGN, "enrolled", client.key_id) in client.log.notices
     assert world.accepted().keys() == {heard}

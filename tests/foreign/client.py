@@ -36,7 +36,8 @@ class ForeignClient:
         self._bus = bus
         self._federation = federation
         self._key = key
-        self._key_id = key_id(key.public_key().public_bytes_raw())
+        self.key_id = key_id(key.public_key().public_bytes_raw())
+        self.places: dict[bytes, tuple[int, int]] = {}
         self._outbox = outbox
         self._producer = bus.producer()
         self._session = (0, bytes(8))
@@ -109,7 +110,7 @@ class ForeignClient:
         common = {
             "federation": self._federation,
             "client": self.name,
-            "key_id": self._key_id,
+            "key_id": self.key_id,
             "session_index": self._session[0],
             "session_nonce": self._session[1],
             "sequence": self._sequence,
@@ -152,7 +153,7 @@ class ForeignClient:
         offsets = [self._put(topic, chunk, (("ce_type", b"refold.Chunk"),)) for chunk in chunks]
         if offsets:
             headers += (("refold-hint", f"{min(offsets)},{max(offsets)}".encode()),)
-        self._put(topic, manifest, headers)
+        self.places[digest] = (self._partition(topic), self._put(topic, manifest, headers))
         return digest
 
     def beat(self, activity: str = "training") -> None:
@@ -177,9 +178,11 @@ class ForeignClient:
 
     def _put(self, topic: str, value: bytes, headers: tuple[tuple[str, bytes], ...]) -> int:
         """Write a record to this client's partition and wait until it is acknowledged; return its offset."""
-        key = self.name.encode()
-        partition = partition_of(key, self._bus.topics()[topic].partitions)
-        return self._producer.send(topic, value, key=key, partition=partition, headers=headers).result()
+        partition = self._partition(topic)
+        return self._producer.send(topic, value, key=self.name.encode(), partition=partition, headers=headers).result()
+
+    def _partition(self, topic: str) -> int:
+        return partition_of(self.name.encode(), self._bus.topics()[topic].partitions)
 
 
 def cloud_event(kind: str, identity: str, topic: str, subject: str) -> tuple[tuple[str, bytes], ...]:

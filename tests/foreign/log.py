@@ -109,8 +109,14 @@ class Follower:
         self.rounds: dict[int, Value] = {}
         self.receipts: dict[bytes, str] = {}
         self.ended = False
+        self.notices: list[tuple[str, str, bytes | None]] = []
         self.checkpoints: Checkpoints | None = None
         self._held: tuple[int, list[Array]] | None = None
+
+    def has_passed(self, partition: int, offset: int) -> bool:
+        """Whether a manifest there gets no receipt any more, where it has none by now."""
+        parts = self.chain.commit["position"]["updates"] if self.chain.commit else []
+        return any(part["partition"] == partition and offset < part["next_offset"] for part in parts)
 
     def follow(self, timeout_s: float = 0.0) -> None:
         """Take in what is new, and all that is there."""
@@ -132,6 +138,8 @@ class Follower:
             self.rounds[event["round"]] = event
         elif name == "Receipts":
             self.receipts |= {receipt["digest"]: receipt["outcome"] for receipt in event["receipts"]}
+        elif name == "ClientNotices":
+            self.notices += [(notice["client"], notice["what"], notice["key_id"]) for notice in event["notices"]]
         elif name == "FederationEnded":
             self.ended = True
         elif name == "Checkpointed" and self.checkpoints:

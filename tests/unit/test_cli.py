@@ -78,7 +78,7 @@ def test_no_verb_prints_help_and_is_a_usage_error(refold_: Shell) -> None:
         (["log", "--bus", "sqlite:absent.db"], 4, "no such bus file"),
         (["verify", "--bus", "sqlite:absent.db"], 4, "absent.db"),
         (["rebuild", "--bus", "sqlite:absent.db", "-o", "x.txt"], 2, ".safetensors or .npz"),
-        (["enroll", "c9", "--bus", "sqlite:absent.db"], 2, "--key or --new-key"),
+        (["enroll", "c9", "--bus", "sqlite:absent.db"], 2, "--key, --new-key and --token"),
         (["init", "--bus", "sqlite:x.db"], 2, "--from"),
         (["init", "--bus", "sqlite:x.db", "--from", "absent.npz"], 4, "no such file"),
         (["client", "c", "--key", "k", "--train", "nothing", "--bus", "sqlite:x"], 2, "MODULE:FUNCTION"),
@@ -298,6 +298,7 @@ def test_log_filters_by_round_client_and_type(in_folder: Shell) -> None:
     said = in_folder("log", "--round", "2", "--client", "c0", "--type", "UpdateAccepted", "--json")
     assert [(line["origin"]["client"], line["origin"]["base_round"]) for line in said.objects] == [("c0", 1)]
     assert {line["type"] for line in in_folder("log", "--topic", "rounds", "--client", "c0", "--json").objects} == {
+        "ClientNotices",
         "Receipts",
         "RoundCommitted",
     }
