@@ -187,9 +187,21 @@ class Server:
     def _run(self, group: str, make: Callable[[], Member]) -> None:
         try:
             self._run_again_and_again(group, make)
+        except MemoryError as error:
+            # Not begun again here: only another life of the process counts as another attempt at what memory ran out over.
+            failure = TryAgainError(
+                "memory ran out",
+                group=group,
+                hint="start it again: an update over which this happens again and again is judged `poison`",
+            )
+            failure.__cause__ = error
+            self._fail(failure)
         except BaseException as error:
-            self._failure = error
-            self._stop.set()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._stop.set()
 
     def _run_again_and_again(self, group: str, make: Callable[[], Member]) -> None:
         failures = 0

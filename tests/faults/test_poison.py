@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from faultkit.buses import AFTER, BEFORE
 from faultkit.faults import LOSE, Fault
-from faultkit.poison import CLIENT, PATCHES
+from faultkit.poison import CLIENT, OUT_OF_MEMORY, PATCHES
 from faultkit.world import GROUPS, Clients, World
 
 from refold.bus.ledger import read_all
 from refold.consumers.attempts import MAX_ATTEMPTS
+from refold.schemas.errors import TryAgainError
 from refold.schemas.events import UpdateAccepted, UpdateRejected
 from refold.schemas.reasons import blames
 
@@ -36,6 +37,24 @@ def test_f07_an_update_that_kills_who_decodes_it_is_judged_undecoded(world: Worl
     deaths = sum(server.deaths for server in servers)
     print(f"{deaths} deaths for {len(poisoned)} poisoned updates")
     assert MAX_ATTEMPTS <= deaths <= 8 * MAX_ATTEMPTS * len(poisoned)
+
+
+def test_f07_an_update_over_which_memory_runs_out_is_judged_undecoded_and_the_others_go_on(world: World):
+    world.found(clients=3, minimum=2, rounds=4, deadline_s=2.0)
+    world.tell(patches=OUT_OF_MEMORY)
+    servers = [world.serve(group) for group in GROUPS]
+    for server in servers:
+        server.begins_again_after |= {TryAgainError.exit_code}
+    with Clients(world, world.clients):
+        pass
+    world.wait_until_settled()
+    world.stop()
+    findings = world.assert_sound()
+    assert findings.rounds == 4
+    assert "memory ran out" in (world.place.folder / "server.log").read_text()
+    poisoned = {event.origin.digest for event in verdicts(world, UpdateRejected) if "poison" in event.reasons}
+    assert len(poisoned) == findings.reasons["poison"] == 1
+    assert sum(server.deaths for server in servers) >= MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize("side", [BEFORE, AFTER])

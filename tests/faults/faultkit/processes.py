@@ -157,7 +157,8 @@ def _as_a_program(place: Place, who: str, log: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        logging.error("ends with %s", "".join(traceback.format_exception(error)))
+        told = str(error) if isinstance(error, RefoldError) else "".join(traceback.format_exception(error))
+        logging.error("ends with %s", told)
         logging.shutdown()
         os._exit(error.exit_code if isinstance(error, RefoldError) else 1)
 
@@ -171,12 +172,15 @@ class Child:
     queue
         Faults to come: each life gets the first, which is done with once the life ended by it; those that are survived come all
         in one life.
+    begins_again_after
+        The exit codes after which another life begins.
     """
 
     name: str
     target: Callable[..., None]
     args: tuple[Any, ...]
     queue: list[Fault] = field(default_factory=list)
+    begins_again_after: frozenset[int] = frozenset({-signal.SIGKILL})
     deaths: int = 0
     exits: list[int] = field(default_factory=list)
     started_s: float = 0.0
@@ -226,11 +230,11 @@ class Child:
         return code
 
     def tend(self) -> bool:
-        """Start again what was killed; return whether it was. Any other end is kept in `exits`, and nothing is started."""
+        """Begin another life after an end that asks for it; return whether it did. Any other end is kept in `exits`."""
         code = self.exit_code
         if code is None:
             return False
-        if code != -signal.SIGKILL:
+        if code not in self.begins_again_after:
             if len(self.exits) == 0:
                 self.exits.append(code)
             return False
