@@ -233,7 +233,17 @@ class _Active:
             return [Opinion((), ()) for _ in candidates]
         clients = tuple(item.client for item in candidates)
         features = tuple(item.features() for item in candidates)
-        return self._ensemble.judge(Cohort(self.roster.plan.round, clients, features, self.roster.past_scores()))
+        before = dict(self._ensemble.faults)
+        opinions = self._ensemble.judge(Cohort(self.roster.plan.round, clients, features, self.roster.past_scores()))
+        for name in [name for name, count in self._ensemble.faults.items() if count > before.get(name, 0)]:
+            self._alerts.raise_(
+                f"detector {name}",
+                "warning",
+                f"round {self.roster.plan.round} was judged without it: it {self._ensemble.last_fault[name]}",
+                "mend the detector or leave it out; the others go on judging",
+                self.roster.plan.round,
+            )
+        return opinions
 
     def _closing(self, refused: list[Pending]) -> str:
         """Return what closes the round now, or ""."""

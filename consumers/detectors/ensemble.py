@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from refold.consumers.detectors.contract import Cohort, Detector, Scores
+from refold.consumers.detectors.asking import PATIENCE_S, Asking, sealed
+from refold.consumers.detectors.contract import Cohort, Detector
 from refold.consumers.detectors.direction import Direction
 from refold.consumers.detectors.norm import Norm, TensorNorm
 from refold.consumers.detectors.quantile import Quantile
@@ -33,21 +34,37 @@ class Opinion:
 class Ensemble:
     """Several detectors as one.
 
-    A detector that raises, or whose answer cannot be used, is left out of this judgement and counted in `faults`: it may
+    A detector that raises, hangs, or whose answer cannot be used, is left out of this judgement and counted in `faults`: it may
     neither reject nor stop anyone.
+
+    Parameters
+    ----------
+    patience_s
+        How long a detector may take over a cohort.
     """
 
-    def __init__(self, detectors: Sequence[Detector] | None = None) -> None:
+    def __init__(self, detectors: Sequence[Detector] | None = None, *, patience_s: float = PATIENCE_S) -> None:
         self.detectors: tuple[Detector, ...] = tuple(detectors or (Norm(), TensorNorm(), Quantile(), Direction()))
-        self.faults: dict[str, int] = {}
+        self._asking = Asking(patience_s)
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """How often each detector was left out."""
+        return self._asking.faults
+
+    @property
+    def last_fault(self) -> Mapping[str, str]:
+        """What each detector that was ever left out did the last time."""
+        return self._asking.last_fault
 
     def judge(self, cohort: Cohort) -> list[Opinion]:
         """Return an opinion of each update; a cohort of fewer than three is accepted, there being nothing to compare with."""
         scores: list[list[Score]] = [[] for _ in cohort.clients]
         reasons: list[list[str]] = [[] for _ in cohort.clients]
         excess = np.zeros(len(cohort))
+        cohort = sealed(cohort)
         for detector in self.detectors if len(cohort) >= LEAST_COHORT else ():
-            answer = self._score(detector, cohort)
+            answer = self._asking.ask(detector, cohort)
             if answer is None:
                 continue
             for index, (value, threshold) in enumerate(zip(answer.values, answer.thresholds, strict=True)):
@@ -59,25 +76,6 @@ class Ensemble:
         for index in _too_many(excess):
             reasons[index].clear()
         return [Opinion(tuple(r), tuple(s)) for r, s in zip(reasons, scores, strict=True)]
-
-    def _score(self, detector: Detector, cohort: Cohort) -> Scores | None:
-        """Return a detector's answer, or None and count a fault where it gives none that can be used."""
-        try:
-            answer = detector.score(cohort)
-            if _usable(answer, len(cohort)):
-                return answer
-        except MemoryError:
-            raise
-        except Exception:
-            # Whatever a plug-in raises is its own fault; the judgement goes on without it.
-            pass
-        self.faults[detector.name] = self.faults.get(detector.name, 0) + 1
-        return None
-
-
-def _usable(answer: Scores, count: int) -> bool:
-    sizes = {len(answer.values), len(answer.thresholds), len(answer.evidence)}
-    return sizes == {count} and bool(np.isfinite(answer.values).all() and np.isfinite(answer.thresholds).all())
 
 
 def _too_many(excess: np.typing.NDArray[np.float64]) -> list[int]:

@@ -1,16 +1,19 @@
 """Detectors: what they must find, whom they must leave alone, and what becomes of one that misbehaves."""
 
+import sys
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from refold.consumers.detectors import Cohort, Direction, Ensemble, Norm, Quantile, Scores, TensorNorm
+from refold.consumers.detectors import Cohort, Detector, Direction, Ensemble, Norm, Quantile, Scores, TensorNorm
 from refold.consumers.detectors.direction import _medians_of_others
 from refold.consumers.features import FeatureExtractor, Features
 from refold.schemas.layout import Layout
 from refold.schemas.model import ModelSchema, TensorSchema
+from refold.testing import eventually
 
 SCHEMA = ModelSchema(
     (
@@ -169,15 +172,71 @@ class Writes:
         return Scores(np.zeros(len(cohort)), np.ones(len(cohort)), ("",) * len(cohort))
 
 
-@pytest.mark.parametrize("broken", [Raises(), SaysNan(), SaysTooLittle(), Writes()], ids=lambda detector: detector.name)
-def test_f8_a_broken_detector_is_counted_and_the_others_judge(
-    rng: np.random.Generator, broken: Raises | SaysNan | SaysTooLittle | Writes
-) -> None:
+class Exits:
+    name, version, reason = "exits", 1, "norm"
+
+    def score(self, cohort: Cohort) -> Scores:
+        sys.exit(1)
+
+
+class SaysNothingOfWhy:
+    name, version, reason = "says-nothing-of-why", 1, "norm"
+
+    def score(self, cohort: Cohort) -> Scores:
+        return Scores(np.ones(len(cohort)), np.zeros(len(cohort)), None)  # type: ignore[arg-type]
+
+
+class SaysMatrices:
+    name, version, reason = "says-matrices", 1, "norm"
+
+    def score(self, cohort: Cohort) -> Scores:
+        return Scores(np.ones((len(cohort), 2)), np.zeros((len(cohort), 2)), ("",) * len(cohort))
+
+
+class Forgets:
+    name, version, reason = "forgets", 1, "norm"
+
+    def score(self, cohort: Cohort) -> Scores:
+        cohort.history.clear()  # type: ignore[attr-defined]
+        return Scores(np.zeros(len(cohort)), np.ones(len(cohort)), ("",) * len(cohort))
+
+
+BROKEN = (Raises(), SaysNan(), SaysTooLittle(), Writes(), Exits(), SaysNothingOfWhy(), SaysMatrices(), Forgets())
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda detector: detector.name)
+def test_f08_a_broken_detector_is_counted_and_the_others_judge(rng: np.random.Generator, broken: Detector) -> None:
     deltas = honest(rng, 8)
     deltas[5] *= 100
     ensemble = Ensemble([broken, Norm()])
     assert rejected(cohort_of(deltas), ensemble) == {"c5": ("norm",)}
     assert ensemble.faults == {broken.name: 1}
+
+
+class Hangs:
+    name, version, reason = "hangs", 1, "norm"
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.let_go = threading.Event()
+
+    def score(self, cohort: Cohort) -> Scores:
+        self.asked += 1
+        self.let_go.wait()
+        return Scores(np.zeros(len(cohort)), np.ones(len(cohort)), ("",) * len(cohort))
+
+
+def test_f08_a_detector_that_hangs_is_left_out_until_it_returns(rng: np.random.Generator) -> None:
+    deltas = honest(rng, 8)
+    deltas[5] *= 100
+    hangs = Hangs()
+    ensemble = Ensemble([hangs, Norm()], patience_s=0.05)
+    for count in (1, 2):
+        assert rejected(cohort_of(deltas), ensemble) == {"c5": ("norm",)}
+        assert (ensemble.faults, hangs.asked) == ({"hangs": count}, 1)
+    assert "still hangs" in ensemble.last_fault["hangs"]
+    hangs.let_go.set()
+    eventually(lambda: rejected(cohort_of(deltas), ensemble) == {"c5": ("norm",)} and hangs.asked == 2)
 
 
 def test_no_array_that_a_detector_is_given_can_be_written_to(rng: np.random.Generator) -> None:
