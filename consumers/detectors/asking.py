@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -15,13 +15,21 @@ PATIENCE_S = 10.0
 """How long a detector may take over a cohort; about a member's session, which one that hangs may cost it once."""
 
 
-@dataclass(slots=True)
 class _Question:
     """A detector at work in a thread of its own, and what came of it."""
 
-    thread: threading.Thread | None = None
-    answer: Scores | None = None
-    error: BaseException | None = None
+    def __init__(self, detector: Detector, cohort: Cohort) -> None:
+        self.answer: Scores | None = None
+        self.error: BaseException | None = None
+        name = f"refold-detector-{detector.name}"
+        self.thread = threading.Thread(target=self._ask, args=(detector, cohort), name=name, daemon=True)
+        self.thread.start()
+
+    def _ask(self, detector: Detector, cohort: Cohort) -> None:
+        try:
+            self.answer = _usable(detector.score(cohort), len(cohort))
+        except BaseException as error:  # Even one that calls `sys.exit` ends only its own thread.
+            self.error = error
 
 
 class Asking:
@@ -51,39 +59,27 @@ class Asking:
         """
         hanging = self._hanging.get(detector.name)
         if hanging is not None and hanging.is_alive():
-            return self._fault(detector, "still hangs over an earlier round")
-        question = _put(detector, cohort)
-        assert question.thread is not None
-        question.thread.join(self._patience_s)
+            fault = "still hangs over an earlier round"
+        else:
+            question = _Question(detector, cohort)
+            question.thread.join(self._patience_s)
+            if question.thread.is_alive():
+                self._hanging[detector.name] = question.thread
+            fault = self._what_is_wrong(question)
+            if not fault:
+                return question.answer
+        self.faults[detector.name] += 1
+        self.last_fault[detector.name] = fault
+        return None
+
+    def _what_is_wrong(self, question: _Question) -> str:
         if question.thread.is_alive():
-            self._hanging[detector.name] = question.thread
-            return self._fault(detector, f"did not answer within {self._patience_s:g} s")
+            return f"did not answer within {self._patience_s:g} s"
         if isinstance(question.error, MemoryError):
             raise question.error
         if question.error is not None:
-            return self._fault(detector, f"raised {type(question.error).__name__}: {question.error}")
-        if question.answer is None:
-            return self._fault(detector, "gave no finite value, threshold and sentence for each update")
-        return question.answer
-
-    def _fault(self, detector: Detector, what: str) -> None:
-        self.faults[detector.name] += 1
-        self.last_fault[detector.name] = what
-
-
-def _put(detector: Detector, cohort: Cohort) -> _Question:
-    """Begin to ask."""
-    question = _Question()
-
-    def answer() -> None:
-        try:
-            question.answer = _usable(detector.score(cohort), len(cohort))
-        except BaseException as error:  # Even one that calls `sys.exit` ends only its own thread.
-            question.error = error
-
-    question.thread = threading.Thread(target=answer, name=f"refold-detector-{detector.name}", daemon=True)
-    question.thread.start()
-    return question
+            return f"raised {type(question.error).__name__}: {question.error}"
+        return "" if question.answer else "gave no finite value, threshold and sentence for each update"
 
 
 def _usable(answer: Scores, count: int) -> Scores | None:

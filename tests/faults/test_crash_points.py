@@ -10,36 +10,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 from faultkit.buses import AFTER, BEFORE
-from faultkit.faults import Fault, both_sides
+from faultkit.faults import Fault
+from faultkit.points import PATCHES, POINTS, busy_model, deaths_of
 from faultkit.processes import FORKS, Child, Place, wait_until
 from faultkit.world import World
 
 import refold
 from refold.schemas.errors import PlaceTakenError
 
-POINTS = {
-    "consistency": ("checked/Attempted", "checked/Checked", "updates/offsets"),
-    "detection": (
-        "deltas/Chunk",
-        "features/Chunk",
-        "quarantine/Chunk",
-        "quarantine/Quarantined",
-        "accepted/EventList",
-        "accepted/Commit",
-        "updates/delete",
-        "checked/delete",
-    ),
-    "aggregation": ("steps/Chunk", "rounds/EventList", "rounds/Commit"),
-    "snapshots": ("snapshot-chunks/Chunk", "snapshots/SnapshotTaken", "snapshots/tombstone", "snapshot-chunks/tombstone"),
-    "client": ("outbox/file", "outbox/put", "outbox/drop", "updates/Chunk", "updates/ClientUpdate", "health/Heartbeat"),
-}
-"""Every durable write of every group and of a client."""
-
-MODEL = {"w": np.zeros((350, 350), "f4"), **{f"t{number:03}": np.zeros(2, "f4") for number in range(260)}, "n": np.array(0)}
-"""Large enough for updates, steps and snapshots in chunks, with so many tensors that features have chunks of their own."""
+MODEL = busy_model(350)
 
 
 @pytest.fixture
@@ -51,8 +32,8 @@ def busy(world: World) -> World:
 
 def test_f02_death_at_every_durable_write_loses_and_doubles_nothing(busy: World, long_run: bool):
     times = 20 if long_run else 3
-    wanted = {group: [fault for point in points for fault in both_sides(point, times)] for group, points in POINTS.items()}
-    busy.tell(patches=(("refold.bus.ledger", "MAX_INLINE_EVENTS_BYTES", 400),))
+    wanted = {group: deaths_of(group, times) for group in POINTS}
+    busy.tell(patches=PATCHES)
     victims = [busy.serve(group, queue=wanted[group]) for group in POINTS if group != "client"]
     victims.append(busy.train("c0", queue=wanted["client"]))
     others = [busy.train(name) for name in busy.clients[1:]]

@@ -13,13 +13,27 @@ from kafka.admin import KafkaAdminClient
 from faultkit.world import World
 from refold.testing.kafka import Cluster
 from refold.testing.kafka.cluster import free_ports
-from refold.testing.proxy import FaultProxy, Network
+from refold.testing.proxy import TO_BROKER, TO_CLIENT, FaultProxy, Network
 
 SETTINGS = {
     # A broker that was killed is let in again only once the session of its former life is over: by default 9 s.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
 }
+
+NETWORKS = {
+    "50 to 500 ms of latency": Network(delay_s=(0.05, 0.5)),
+    "1 Mbit/s": Network(bytes_per_s=125_000),
+    "a stalled broker": Network(holds=frozenset({TO_BROKER, TO_CLIENT})),
+    "questions lost one way": Network(holds=frozenset({TO_BROKER})),
+    "answers lost one way": Network(holds=frozenset({TO_CLIENT})),
+    "half-open connections": Network(silent=True),
+    "a broker that refuses": Network(accepts=False),
+}
+"""Bad networks; flapping and resets are deeds of a proxy."""
+
+FLIPPING = Network(flip_every_bytes=400_000, flips_spare_bytes=2048)
+"""Changes bits inside large records, which have a checksum; the rest of Kafka's protocol has none but TLS's."""
 
 
 class ProxiedCluster:
@@ -64,10 +78,19 @@ class ProxiedCluster:
         for node in tuple(nodes) or self.ids:
             self.proxies[node].network = network
 
-    def restore(self) -> None:
-        """Heal all networks, thaw what is frozen and start what is down."""
+    def heal(self) -> None:
+        """Make all networks good ones."""
         for proxy in self.proxies.values():
             proxy.heal()
+
+    @property
+    def flips(self) -> int:
+        """How many bits were flipped on the way."""
+        return sum(proxy.carried.flips for proxy in self.proxies.values())
+
+    def restore(self) -> None:
+        """Heal all networks, thaw what is frozen and start what is down."""
+        self.heal()
         self.cluster.restore()
 
     def leader_of(self, topic: str, partition: int = 0) -> int:

@@ -12,7 +12,9 @@ from refold.bus.topics import is_chunk
 from tests.checker import Findings, Log, check_log, follow, read_topic
 
 
-def check(bus: Bus, federation: str, archive: Path | None = None, *, check_previous: bool = True) -> Findings:
+def check(
+    bus: Bus, federation: str, archive: Path | None = None, *, check_previous: bool = True, folds: bool = True
+) -> Findings:
     """Check a federation's whole log.
 
     Parameters
@@ -21,6 +23,8 @@ def check(bus: Bus, federation: str, archive: Path | None = None, *, check_previ
         Where updates went that were deleted since; without it only what still lies in the topic can be counted.
     check_previous
         False plants a bug: every commit of `accepted` counts, whatever it follows.
+    folds
+        Also fold the model of every round.
     """
     # `rounds` first: what it covers must then be in `accepted`.
     rounds, _ = follow(f"{federation}.rounds", read_topic(bus, f"{federation}.rounds"))
@@ -28,7 +32,7 @@ def check(bus: Bus, federation: str, archive: Path | None = None, *, check_previ
     accepted, stale = follow(topic, read_topic(bus, topic), check_previous=check_previous)
     sent = all_events(bus, f"{federation}.updates", archive)
     log = Log(accepted, rounds, sent, _chunks(bus, f"{federation}.deltas"), _chunks(bus, f"{federation}.steps"), stale)
-    return check_log(log, folds=check_previous)
+    return check_log(log, folds=folds and check_previous)
 
 
 def _chunks(bus: Bus, topic: str) -> dict[bytes, bytes]:

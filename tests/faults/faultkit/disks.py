@@ -15,15 +15,25 @@ import pytest
 @contextmanager
 def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
     """Mount a tmpfs of this size on a new folder; skip the test where that is not permitted."""
-    folder.mkdir()
-    options = f"size={size_bytes}"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False)
-    if mounted.returncode:
+    if not mount_small_disk(folder, size_bytes):
         pytest.skip("mounting a small disk is not permitted here")
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        unmount(folder)
+
+
+def mount_small_disk(folder: Path, size_bytes: int) -> bool:
+    """Mount a tmpfs of this size on a new folder; return whether that is permitted."""
+    folder.mkdir()
+    options = f"size={size_bytes}"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def unmount(folder: Path) -> None:
+    """Take a disk away, whoever still has files of it open."""
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(disk: Path) -> Path:
