@@ -35,11 +35,13 @@ from refold.consumers.keyrequests import granted, request_fault
 from refold.consumers.liveness import Deadline, Liveness
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
+from refold.consumers.pruning import carry_out, plan_pruning
 from refold.consumers.suspicions import Suspicions
 from refold.consumers.verdicts import Ruling, events_of, fitting
 from refold.consumers.view import LogView
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
+from refold.schemas.events import DeltasPruned
 from refold.schemas.updates import ANSWERS, EVALUATE, TRAIN, Heartbeat
 
 MOST_REFUSED = 4096
@@ -139,11 +141,14 @@ class _Active:
         self._suspicions = Suspicions()
         self._since_s = clock.monotonic_s()
         self._checked_next = self.roster.position.checked
+        self._pruned: DeltasPruned | None = None
+        self._cannot_prune_at = -1
 
     def turn(self, consumer: Consumer, records: Sequence[Record]) -> bool:
         # 1. Inputs; a command that was written before an update is in force before it is looked at.
         commanded = self._obey()
         moved = bool(self._rounds.poll()) or commanded
+        self._prune()
         self._hear()
         for record in records:
             self._checked_next = record.offset  # What is committed meanwhile leaves this one to be read again.
@@ -163,6 +168,21 @@ class _Active:
             return True
         living = self._living(self._clock.monotonic_s())
         return self._commit(events_of(ruling, written, self.roster, living), ruling.judged)
+
+    def _prune(self) -> None:
+        """Prune what the policy lets go, in the order of `refold.consumers.pruning`."""
+        head = self._rounds.lineage.head
+        due = self.roster.pruning.due(self.roster.closed, head)
+        if due and head != self._cannot_prune_at:
+            event = plan_pruning(self._bus, self._topics, due)
+            if event is not None:
+                self._commit([event], [])
+            else:
+                self._cannot_prune_at = head
+        last = self.roster.pruning.last
+        if last is not None and last is not self._pruned:
+            carry_out(self._bus, self._topics, last)
+            self._pruned = last
 
     def _obey(self) -> bool:
         """Take the commands that are there, and say which of them cannot be obeyed; return whether any was taken."""

@@ -6,7 +6,7 @@ from refold.consumers.roster import Roster
 from refold.consumers.sealing import keyed
 from refold.consumers.standing import Standing
 from refold.schemas.checks import AdmitToken, EndFederation, EnrolClient, Order, ReleaseClient, RevokeKeys
-from refold.schemas.erasure import EraseClient, KeyClient
+from refold.schemas.erasure import ChangePruning, EraseClient, KeyClient
 from refold.schemas.errors import UsageError
 from refold.schemas.events import FederationEnded
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
@@ -15,7 +15,7 @@ from refold.schemas.keys import is_weak, key_id
 
 def subject_of(order: Order) -> str:
     """Return the client that a command is about, or ""."""
-    return "" if isinstance(order, EndFederation) else order.client
+    return "" if isinstance(order, EndFederation | ChangePruning) else order.client
 
 
 def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
@@ -39,6 +39,8 @@ def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
             return [_released(roster, order, command_id)]
         case KeyClient() | EraseClient():
             return keyed(roster.sealing, order, command_id)
+        case ChangePruning():
+            return [roster.pruning.changed(order, command_id)]
     return [ClientBanned(order.client, order.reason, command_id)]
 
 

@@ -8,15 +8,18 @@ from typing import Any
 
 from refold.bus.ledger import Entry
 from refold.consumers.limits import Limits
+from refold.consumers.pruning import PruningLog
 from refold.consumers.sealing import SealingLog
 from refold.consumers.standing import BANNED, FROZEN, NOT_FIRST, Standing
 from refold.schemas.commits import Position
 from refold.schemas.events import (
     ClientErased,
     ClientKeyed,
+    DeltasPruned,
     FederationEnded,
     Genesis,
     Origin,
+    PruningChanged,
     RoundClosed,
     Unattributed,
     UpdateAccepted,
@@ -89,6 +92,7 @@ class Roster:
     position: Position = field(default_factory=Position)
     commands: set[bytes] = field(default_factory=set)
     sealing: SealingLog = field(default_factory=SealingLog)
+    pruning: PruningLog = field(default_factory=PruningLog)
     history: deque[Judged] = field(default_factory=lambda: deque(maxlen=20_000))
 
     @classmethod
@@ -122,6 +126,11 @@ class Roster:
                 case ClientKeyed() | ClientErased():
                     self.sealing.fold(event)
                     self._obeyed(event.command_id)
+                case PruningChanged():
+                    self.pruning.fold(event)
+                    self._obeyed(event.command_id)
+                case DeltasPruned():
+                    self.pruning.fold(event)
                 case ClientEnrolled() | TokenAdmitted() | ClientRevoked() | ClientReleased() | ClientBanned():
                     self._changed(event)
 

@@ -36,7 +36,7 @@ from refold.producers.privacy import Privacy
 from refold.producers.publisher import send_waiting
 from refold.schemas.canonical import Scalar
 from refold.schemas.checks import AdmitToken, BanClient, EndFederation, EnrolClient, ReleaseClient, RevokeKeys
-from refold.schemas.erasure import EraseClient, KeyClient
+from refold.schemas.erasure import ChangePruning, EraseClient, KeyClient
 from refold.schemas.errors import NotFoundError, UsageError
 from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
 from refold.schemas.identity import EnrolmentToken
@@ -244,6 +244,18 @@ class Federation:
         Servers destroy the keys once every round that needs them is made. The log, its rounds and rebuilds stay as they are.
         """
         return self.command(EraseClient(name, reason))
+
+    def prune(self, *, keep_rounds: int | None = None, before_round: int | None = None) -> bytes:
+        """Let payloads of old rounds go; return the command's id. Needs the operator's key.
+
+        Parameters
+        ----------
+        keep_rounds
+            Of how many rounds, the newest, payloads are kept from now on; 0 keeps those of all. None leaves that as it is.
+        before_round
+            Those of rounds below this one go at once. None leaves that as it is.
+        """
+        return self.command(ChangePruning(keep_rounds, before_round))
 
     def end(self, reason: str = "ended by the operator") -> bytes:
         """End the federation. Needs the operator's key."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from refold.schemas.canonical import Blob, Digest, Name, Text, Uint, Within, record
-from refold.schemas.erasure import EraseClient, KeyClient
+from refold.schemas.erasure import ChangePruning, EraseClient, KeyClient
 from refold.schemas.events import PublicKey, Reason
 from refold.schemas.payload import Payload
 from refold.schemas.updates import KeyId, Signature
@@ -158,6 +158,8 @@ class BanClient:
     reason: Text
 
 
-Order = EnrolClient | EndFederation | AdmitToken | RevokeKeys | ReleaseClient | BanClient | KeyClient | EraseClient
-ORDERS = (EnrolClient, EndFederation, AdmitToken, RevokeKeys, ReleaseClient, BanClient, KeyClient, EraseClient)
+Order = (
+    EnrolClient | EndFederation | AdmitToken | RevokeKeys | ReleaseClient | BanClient | KeyClient | EraseClient | ChangePruning
+)
+ORDERS = (EnrolClient, EndFederation, AdmitToken, RevokeKeys, ReleaseClient, BanClient, KeyClient, EraseClient, ChangePruning)
 """What an operator can command."""

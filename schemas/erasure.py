@@ -1,11 +1,14 @@
-"""Sealing keys and erasure: what operators command, and the events of `accepted`, which `rounds` repeats."""
+"""Erasure and pruning: what operators command, and the events that these come to.
+
+`rounds` repeats the events about sealing keys, since clients need them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from refold.schemas.canonical import Name, Text, Within, record
+from refold.schemas.canonical import Name, Text, Uint, Within, record
 from refold.schemas.updates import KeyId
 
 SealingPublic = Annotated[bytes, Within(32, 32)]
@@ -57,3 +60,51 @@ class ClientErased:
     key_ids: Annotated[tuple[KeyId, ...], Within(0, 4096)]
     reason: Text
     command_id: CommandId
+
+
+@record(94)
+@dataclass(frozen=True, slots=True)
+class ChangePruning:
+    """Say which payloads go: `PruningChanged` says what its fields mean. None leaves a setting as it is."""
+
+    keep_rounds: Uint | None
+    before_round: Uint | None
+
+
+@record(107)
+@dataclass(frozen=True, slots=True)
+class PruningChanged:
+    """From here on payloads of old rounds go.
+
+    Parameters
+    ----------
+    keep_rounds
+        Of how many rounds, the newest, they are kept; 0 keeps those of all.
+    before_round
+        Those of rounds below this one go whatever `keep_rounds` says; 0 for none.
+    """
+
+    keep_rounds: Uint
+    before_round: Uint
+    command_id: CommandId
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """That a partition's records below an offset are gone, or will be in a moment; `topic` is its short name."""
+
+    topic: Name
+    partition: Uint
+    next_offset: Uint
+
+
+@record(108)
+@dataclass(frozen=True, slots=True)
+class DeltasPruned:
+    """The payloads of rounds below this one are pruned: accepted deltas, large features, quarantine.
+
+    Written before anything is deleted. Rounds stay exact from their steps; these can no longer be derived again.
+    """
+
+    before_round: Uint
+    places: tuple[Pruned, ...]

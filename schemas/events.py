@@ -9,6 +9,8 @@ from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, re
 from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.erasure import ClientErased as ClientErased
 from refold.schemas.erasure import ClientKeyed as ClientKeyed
+from refold.schemas.erasure import DeltasPruned as DeltasPruned
+from refold.schemas.erasure import PruningChanged as PruningChanged
 from refold.schemas.identity import ClientEnrolled as ClientEnrolled
 from refold.schemas.identity import CommandId
 from refold.schemas.identity import PublicKey as PublicKey

@@ -20,13 +20,13 @@ from refold.schemas.checks import (
     ReleaseClient,
     RevokeKeys,
 )
-from refold.schemas.erasure import ClientErased, ClientKeyed, EraseClient, KeyClient
+from refold.schemas.erasure import ChangePruning, ClientErased, ClientKeyed, EraseClient, KeyClient, PruningChanged
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import FederationEnded, Genesis
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
 from refold.schemas.keys import COMMAND_TAG, key_id, verify
 
-Ordered = Changed | FederationEnded | ClientKeyed | ClientErased
+Ordered = Changed | FederationEnded | ClientKeyed | ClientErased | PruningChanged
 Done = tuple[int, int, Ordered]
 """Index and offset in `accepted`, and an event that names a command."""
 
@@ -37,7 +37,7 @@ def audit_orders(bus: Bus, topics: Topics, genesis: Genesis, done: list[Done]) -
     for index, offset, event in done:
         if event.command_id is None or _follows(event, ordered.get(event.command_id)):
             continue
-        client = None if isinstance(event, FederationEnded) else event.client
+        client = None if isinstance(event, FederationEnded | PruningChanged) else event.client
         what = f"a {type(event).__name__}{f' of {client!r}' if client else ''} without a command that an operator signed"
         yield Finding(
             STANDING, what, "whoever wrote `accepted` did this by themselves", topics.accepted, 0, offset, index, client
@@ -63,6 +63,9 @@ def _follows(event: Ordered, order: object) -> bool:
             return (event.client, event.public_key) == (order.client, order.public_key)
         case ClientErased(), EraseClient():
             return (event.client, event.reason) == (order.client, order.reason)
+        case PruningChanged(), ChangePruning():
+            pairs = ((event.keep_rounds, order.keep_rounds), (event.before_round, order.before_round))
+            return all(asked in (None, found) for found, asked in pairs)
         case FederationEnded(), EndFederation():
             return event.reason == order.reason
     return False

@@ -43,6 +43,7 @@ class ReplayAudit:
         snapshots: dict[int, SnapshotTaken],
         summary: Summary,
         keys: SealingKeys,
+        announced: dict[int, int],
     ) -> None:
         self._topics = topics
         self._genesis = genesis
@@ -51,7 +52,7 @@ class ReplayAudit:
         self._steps = PayloadReader(bus, topics.steps)
         self._deltas = PayloadReader(bus, topics.deltas)
         self._snapshot_chunks = PayloadReader(bus, topics.snapshot_chunks)
-        self.steps = StepAudit(bus, topics, genesis, self._deltas, self._steps, summary, keys)
+        self.steps = StepAudit(bus, topics, genesis, self._deltas, self._steps, summary, keys, announced)
         self._source = Chunks(lineage, snapshots, None, self._steps, self._snapshot_chunks, None)
         self._entries = {0: RoundEntry(0, None, None, {}, genesis.parameters_digest, genesis.state_digest)}
         self._state: ModelState | None = None

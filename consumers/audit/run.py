@@ -19,10 +19,11 @@ from refold.consumers.audit.rounds import Made, RoundAudit
 from refold.consumers.audit.snapshots import SnapshotAudit
 from refold.consumers.audit.sources import SourceAudit
 from refold.consumers.audit.verdicts import VerdictAudit
+from refold.consumers.pruning import DELTAS
 from refold.consumers.sealing import SealingKeys
 from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.errors import NotFoundError
-from refold.schemas.events import ClientErased, ClientKeyed, FederationEnded
+from refold.schemas.events import ClientErased, ClientKeyed, DeltasPruned, FederationEnded, PruningChanged
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -150,7 +151,7 @@ class Audit:
         yield from told.fold_accepted(entry)
         self._checkpoints.fold_accepted(entry)
         for index, event in entry.indexed():
-            if isinstance(event, (*CHANGES, FederationEnded, ClientKeyed, ClientErased)):
+            if isinstance(event, (*CHANGES, FederationEnded, ClientKeyed, ClientErased, PruningChanged)):
                 self._done.append((index, entry.offset, event))
 
     def _replayed(self, made: Made, told: RoundAudit, snapshots: SnapshotAudit) -> Iterator[Finding]:
@@ -164,7 +165,16 @@ class Audit:
     def _begin_replay(self, told: RoundAudit, snapshots: SnapshotAudit) -> Iterator[Finding]:
         assert told.genesis is not None
         manifests = dict(snapshots.manifests)
-        self._replay = ReplayAudit(self._bus, self._topics, told.genesis, told.lineage, manifests, self.summary, self._keys)
+        self._replay = ReplayAudit(
+            self._bus,
+            self._topics,
+            told.genesis,
+            told.lineage,
+            manifests,
+            self.summary,
+            self._keys,
+            self._announced(),
+        )
         yield from self._replay.begin()
 
     def _leftovers(self, told: RoundAudit) -> Iterator[Finding]:
@@ -185,6 +195,23 @@ class Audit:
         if told.genesis is None:
             hint = "restore it from a copy" if accepted.count.foreign else "make the federation with `refold init`"
             yield Finding(CHAIN, "the log does not begin with a genesis", hint, self._topics.accepted, 0, 0, 0)
+
+    def _announced(self) -> dict[int, int]:
+        """Return for each partition of `deltas` up to which offset the log says that it is pruned."""
+        found: dict[int, int] = {}
+        places = [Place(self._topics.deltas, p) for p in range(self._bus.topics()[self._topics.deltas].partitions)]
+        if not any(self._bus.begin_offset(place) for place in places):
+            return found
+        scan = ChainScan(self._bus, self._topics.accepted)
+        try:
+            for entry in scan.entries():
+                for event in entry.events:
+                    for part in event.places if isinstance(event, DeltasPruned) else ():
+                        if part.topic == DELTAS:
+                            found[part.partition] = max(part.next_offset, found.get(part.partition, 0))
+        finally:
+            scan.close()
+        return found
 
     def _oldest_updates(self) -> dict[int, int]:
         partitions = self._bus.topics()[self._topics.updates].partitions

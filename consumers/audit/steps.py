@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 
-from refold.bus.contract import Bus, Place
+from refold.bus.contract import Bus
 from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics
 from refold.consumers.accepted import Deltas, aggregate
@@ -35,6 +35,8 @@ class StepAudit:
         Readers of these topics, the caller's.
     keys
         What opens sealed updates.
+    announced
+        For each partition of `deltas` the offset below which the log says that it is pruned.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class StepAudit:
         steps: PayloadReader,
         summary: Summary,
         keys: SealingKeys,
+        announced: dict[int, int],
     ) -> None:
         self._bus = bus
         self._topics = topics
@@ -53,6 +56,7 @@ class StepAudit:
         self._deltas = Deltas(topics.federation, genesis.schema, deltas, keys)
         self._steps = steps
         self._summary = summary
+        self._announced = announced
         self._unopened: dict[tuple[str, bytes], list[int]] = {}
 
     def derived(self, made: Made, state: ModelState) -> Generator[Finding, None, Step | Void | None]:
@@ -135,11 +139,10 @@ class StepAudit:
         return Finding(PAYLOADS, what, advice, self._topics.deltas, partition, offset, index, event.origin.client, round_)
 
     def is_pruned(self, payload: Payload | None) -> bool:
-        """Whether the place where a payload lay was deleted as a whole, as pruning does."""
+        """Whether the log says that the place where a payload lay is pruned. What is gone without that is a break."""
         if payload is None or payload.hint is None:
             return False
-        place = Place(self._topics.deltas, payload.hint.partition)
-        return self._bus.begin_offset(place) > payload.hint.first_offset
+        return self._announced.get(payload.hint.partition, 0) > payload.hint.first_offset
 
     def compared(self, made: Made, computed: Step | Void | None) -> Generator[Finding, None, str]:
         """Return how the recorded step stands to the computed one: `SAME`, `OTHER`, `UNREAD`, or `UNKNOWN` for want of one."""

@@ -14,13 +14,16 @@ from typing import Any
 from refold.bus.ledger import Entry
 from refold.consumers.audit.findings import ACCEPTED_ONCE, ONE_VERDICT, STANDING, Finding, Summary
 from refold.consumers.audit.identity import CHANGES, IdentityAudit
+from refold.consumers.pruning import PruningLog
 from refold.consumers.sealing import SealingLog
 from refold.schemas.commits import PartitionPosition
 from refold.schemas.events import (
     ClientErased,
     ClientKeyed,
+    DeltasPruned,
     FederationEnded,
     Genesis,
+    PruningChanged,
     RoundClosed,
     Unattributed,
     UpdateAccepted,
@@ -99,6 +102,8 @@ class VerdictAudit:
         self._ended: int | None = None
         self._by_round: dict[tuple[str, int, str], int] = {}
         self._sealing = SealingLog()
+        self._pruning = PruningLog()
+        self._last_closed = 0
         self.covered: dict[int, PartitionPosition] = {}
         self.accepted: dict[bytes, int] = {}
         self.rows: dict[int, list[Row]] = {partition: [] for partition in keep_from}
@@ -173,6 +178,11 @@ class VerdictAudit:
             case ClientKeyed() | ClientErased():
                 self._sealing.fold(event)
                 yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, event.client)
+            case PruningChanged():
+                self._pruning.fold(event)
+                yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, None)
+            case DeltasPruned():
+                yield from self._pruned(index, event, entry)
             case _ if isinstance(event, (*CHANGES, FederationEnded)):
                 yield from self._changed(index, event, entry)
 
@@ -183,7 +193,15 @@ class VerdictAudit:
         if isinstance(event, FederationEnded):
             self._ended = index
 
+    def _pruned(self, index: int, event: DeltasPruned, entry: Entry) -> Iterator[Finding]:
+        self._pruning.fold(event)
+        allowed = self._pruning.allowed(self._last_closed)
+        if event.before_round > allowed:
+            what = f"rounds below {event.before_round} are pruned where no operator let more go than those below {allowed}"
+            yield self._at(STANDING, what, entry, index)
+
     def _closed(self, index: int, event: RoundClosed, entry: Entry) -> Iterator[Finding]:
+        self._last_closed = event.round
         if self._ended is not None:
             what = f"round {event.round} is closed after the federation ended at event {self._ended}"
             yield self._at(STANDING, what, entry, index, round_=event.round)

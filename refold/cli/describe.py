@@ -9,10 +9,12 @@ from refold.schemas.checks import Alert, Attempted, Checked, Command, Quarantine
 from refold.schemas.events import (
     ClientErased,
     ClientKeyed,
+    DeltasPruned,
     FederationEnded,
     FederationOpened,
     Genesis,
     Origin,
+    PruningChanged,
     Receipt,
     Receipts,
     RoundClosed,
@@ -77,6 +79,11 @@ def one_line(event: Any) -> str:
             return said if event.identity.required else f"{said}  INSECURE: {ANYONE}"
         case ClientKeyed():
             return f"{event.client}  sealing key {sealing_key_id(event.public_key).hex()}"
+        case PruningChanged():
+            kept = f"the newest {event.keep_rounds} rounds" if event.keep_rounds else "all rounds"
+            return f"payloads of {kept} are kept, none of rounds below {event.before_round}"
+        case DeltasPruned():
+            return f"payloads of rounds below {event.before_round} are pruned, in {len(event.places)} partitions"
         case ClientErased():
             return f"{event.client}  {len(event.key_ids)} sealing keys void  {event.reason}".rstrip()
         case UpdateAccepted():

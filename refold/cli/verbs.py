@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "enroll": ("refold.cli.enroll", "Let a key speak for a client."),
     "seal": ("refold.cli.seal", "Let a client encrypt its updates."),
     "erase": ("refold.cli.seal", "Erase what a client sent encrypted."),
+    "prune": ("refold.cli.prune", "Let payloads of old rounds go."),
     "privacy": ("refold.cli.privacy", "Say what a client has spent of its privacy."),
     "rotate": ("refold.cli.rotate", "Replace a client's key by a new one."),
     "revoke": ("refold.cli.revoke", "Let a client's keys count no more."),

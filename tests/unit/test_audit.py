@@ -32,6 +32,7 @@ from refold.schemas.commits import PartitionPosition, Position
 from refold.schemas.events import (
     ClientEnrolled,
     FederationEnded,
+    PruningChanged,
     Receipt,
     Receipts,
     RoundClosed,
@@ -40,6 +41,7 @@ from refold.schemas.events import (
     UpdateRejected,
 )
 from refold.schemas.payload import chunk_digest
+from refold.testing import SteppedServer
 
 
 @contextmanager
@@ -523,15 +525,36 @@ def test_a_changed_delta_is_found_with_its_client_and_index(federation: Federati
     assert report.summary.replayed == 3
 
 
-def test_pruned_deltas_are_no_fault_and_are_named(federation: Federation) -> None:
+def prune_all(federation: Federation) -> None:
+    """Delete every delta that there is, and say so in the log as the policy does."""
+    command = federation.prune(before_round=federation.head + 1)
+    with SteppedServer(federation) as server:
+        server.settle()
+    assert any(isinstance(event, PruningChanged) and event.command_id == command for event, _ in federation.log())
+
+
+def delete_all(federation: Federation) -> None:
     topic = federation.topics.deltas
     for partition in range(federation.bus.topics()[topic].partitions):
         place = Place(topic, partition)
         federation.bus.delete_records(place, federation.bus.end_offset(place))
+
+
+def test_pruned_deltas_are_no_fault_and_are_named(federation: Federation) -> None:
+    prune_all(federation)
     report = federation.verify()
     assert report.findings == ()
     assert report.summary.not_rederivable == [1, 2, 3]
     assert report.summary.replayed == 3
+
+
+def test_deltas_that_are_gone_and_that_no_event_calls_pruned_are_a_break(federation: Federation) -> None:
+    delete_all(federation)
+    report = federation.verify()
+    updates = [event for event, _ in federation.log() if isinstance(event, UpdateAccepted) and event.payload]
+    assert {finding.check for finding in report.findings} == {PAYLOADS}
+    assert len(report.findings) == len(updates) + 1  # and the initial state
+    assert report.summary.not_rederivable == [1, 2, 3]
 
 
 def test_a_changed_initial_state_is_found(federation: Federation) -> None:
@@ -563,10 +586,7 @@ def test_a_changed_manifest_of_a_snapshot_is_found(federation: Federation, value
 def test_a_step_missing_with_its_deltas_is_passed_by_a_snapshot(federation: Federation) -> None:
     made = [e for entry in entries(federation, "rounds") for e in entry.events if isinstance(e, RoundCommitted)]
     _spoil(federation, "steps", made[1].step.chunks[0])
-    topic = federation.topics.deltas
-    for partition in range(federation.bus.topics()[topic].partitions):
-        place = Place(topic, partition)
-        federation.bus.delete_records(place, federation.bus.end_offset(place))
+    prune_all(federation)
     report = federation.verify()
     assert [(f.check, f.round) for f in report.findings] == [(STEPS, 2)]
     assert report.summary.replayed == 2  # rounds 1 and 3

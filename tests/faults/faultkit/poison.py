@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 
 from refold.bus.contract import Record
-from refold.consumers.consistency import Finding, inspect
+from refold.consumers.consistency import Finding, SealingFault, inspect
 from refold.consumers.inspection import Inspector
 from refold.consumers.window import ChunkWindow
 from refold.schemas.canonical import decode
@@ -21,11 +21,11 @@ MODULES = ("refold.consumers.consistency", "refold.consumers.intake")
 SCANT_BYTES, BOMB_BYTES = 16 << 20, 1 << 30
 
 
-def inspect_or_die(inspector: Inspector, window: ChunkWindow, record: Record) -> Finding:
+def inspect_or_die(inspector: Inspector, window: ChunkWindow, record: Record, sealing_fault: SealingFault) -> Finding:
     """Inspect an update; die of the first round's one by `CLIENT`."""
     if record.key == CLIENT.encode() and decode(record.value or b"", ClientUpdate).body.base_round == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return inspect(inspector, window, record)
+    return inspect(inspector, window, record, sealing_fault)
 
 
 def inspect_beyond_memory(inspector: Inspector, window: ChunkWindow, record: Record) -> Finding:
