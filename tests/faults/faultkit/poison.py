@@ -28,15 +28,15 @@ def inspect_or_die(inspector: Inspector, window: ChunkWindow, record: Record, se
     return inspect(inspector, window, record, sealing_fault)
 
 
-def inspect_beyond_memory(inspector: Inspector, window: ChunkWindow, record: Record) -> Finding:
+def inspect_beyond_memory(inspector: Inspector, window: ChunkWindow, record: Record, sealing_fault: SealingFault) -> Finding:
     """Inspect an update; while it is the first round's one by `CLIENT`, the process may take hardly any more memory."""
     if record.key != CLIENT.encode() or decode(record.value or b"", ClientUpdate).body.base_round != 0:
-        return inspect(inspector, window, record)
+        return inspect(inspector, window, record, sealing_fault)
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + SCANT_BYTES, before[1]))
     try:
         np.ones(BOMB_BYTES, np.uint8)  # What it would unfold to.
-        return inspect(inspector, window, record)
+        return inspect(inspector, window, record, sealing_fault)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
