@@ -62,11 +62,18 @@ class Entry:
 
 
 class LedgerReader:
-    """Reads a log from its beginning (or from a chain already followed), taking what extends it and counting the rest."""
+    """Reads a log from its beginning (or from a chain already followed), taking what extends it and counting the rest.
 
-    def __init__(self, bus: Bus, topic: str, *, chain: Chain | None = None, next_offset: int = 0) -> None:
+    Parameters
+    ----------
+    decodes
+        Whether entries hold their events; for those who want the bytes alone, which is several times as fast.
+    """
+
+    def __init__(self, bus: Bus, topic: str, *, chain: Chain | None = None, next_offset: int = 0, decodes: bool = True) -> None:
         self._bus = bus
         self.topic = topic
+        self._decodes = decodes
         self.place = Place(topic, 0)
         self.chain = chain.copy() if chain else Chain.of(topic)
         self._consumer = bus.consumer()
@@ -129,7 +136,7 @@ class LedgerReader:
             return None
         try:
             encoded = self._event_bytes(commit)
-            events: tuple[Any, ...] = tuple(decode(event) for event in encoded)
+            events: tuple[Any, ...] = tuple(decode(event) for event in encoded) if self._decodes else ()
         except (IntegrityError, BusError):
             self.chain = before
             raise

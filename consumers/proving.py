@@ -97,7 +97,7 @@ def prove_consistency(bus: Bus, topics: Topics, old: Kept, new: Kept, progress: 
 
 def _events(bus: Bus, topics: Topics, count: int, progress: Progress) -> Iterator[bytes]:
     """Yield the bytes of the first events of `accepted`."""
-    reader, given = LedgerReader(bus, topics.accepted), 0
+    reader, given = LedgerReader(bus, topics.accepted, decodes=False), 0
     try:
         for entry in reader.read_to_end():
             yield from entry.encoded[: count - given]

@@ -7,6 +7,7 @@ from typing import Any
 from refold.cli.output import short
 from refold.schemas.checks import Alert, Attempted, Checked, Command, Quarantined
 from refold.schemas.events import (
+    Checkpointed,
     ClientErased,
     ClientKeyed,
     DeltasPruned,
@@ -131,6 +132,9 @@ def _identity_line(event: Any) -> str:
 
 def _other_line(event: Any) -> str:
     match event:
+        case Checkpointed():
+            said = event.signed.checkpoint
+            return f"{said.events} events  root {short(said.root)}  signed by {event.signed.key_id.hex()}"
         case FederationEnded():
             return f"after round {event.round}: {event.reason}"
         case SnapshotTaken():

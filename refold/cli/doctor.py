@@ -48,6 +48,7 @@ def symptoms(federation: Federation) -> Iterator[Symptom]:
     yield from examine_federation(bus, topics, thorough=True)
     yield from _logs(bus, topics)
     yield _keys(federation)
+    yield _signed(federation)
     yield from _clocks(bus, topics)
 
 
@@ -75,6 +76,21 @@ def _keys(federation: Federation) -> Symptom:
         fix = "say where the operator's key is with --keys or REFOLD_KEYS"
         return Symptom("keys", Severity.WARNING, "the operator's key here is not this federation's", fix)
     return Symptom("keys", Severity.OK, "the server's secret and the operator's key are here")
+
+
+def _signed(federation: Federation) -> Symptom:
+    """Say how far the log is signed: what anyone can hold it against later."""
+    if not federation.genesis.log_keys:
+        fix = "it was made before there were log keys; keep copies of the log elsewhere: `refold export`"
+        return Symptom("checkpoints", Severity.WARNING, "nobody signs this log", fix)
+    try:
+        found = federation.checkpoints()
+    except (IntegrityError, NotFoundError) as error:
+        return Symptom("checkpoints", Severity.FAILURE, error.message, error.hint or "`refold verify` says where")
+    if not found:
+        return Symptom("checkpoints", Severity.OK, "none yet; the server writes the first one when it starts")
+    what = f"{len(found)}, the newest of {found[-1].events} events; keep one elsewhere: `refold checkpoint -o FILE`"
+    return Symptom("checkpoints", Severity.OK, what)
 
 
 def _clocks(bus: Bus, topics: Topics) -> Iterator[Symptom]:

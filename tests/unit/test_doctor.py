@@ -4,6 +4,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from refold.bus.memory import MemoryBus
 from refold.bus.symptoms import Severity
 from refold.bus.topics import Topics, event_headers
 from refold.cli import run
+from refold.cli.doctor import symptoms
 from refold.schemas.errors import ConfigurationError, IntegrityError
 
 
@@ -146,3 +148,17 @@ def test_the_memory_bus_is_examined_alike() -> None:
     found = {one.subject: one.severity for one in bus.examine(Topics("f").specs(1))}
     assert found["f.health"] is Severity.WARNING
     assert found["f.accepted"] is Severity.FAILURE
+
+
+def test_a_log_that_nobody_signs_is_a_warning_and_a_signed_one_says_how_far(
+    federation: refold.Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [said] = [one for one in symptoms(federation) if one.subject == "checkpoints"]
+    assert said.severity is Severity.OK
+    assert f"newest of {federation.checkpoints()[-1].events} events" in said.what
+    monkeypatch.setattr(federation, "_genesis", replace(federation.genesis, log_keys=()))
+    [said] = [one for one in symptoms(federation) if one.subject == "checkpoints"]
+    assert (said.severity, said.what) == (Severity.WARNING, "nobody signs this log")
+    monkeypatch.setattr(federation, "_genesis", replace(federation.genesis, log_keys=(bytes(32),)))
+    [said] = [one for one in symptoms(federation) if one.subject == "checkpoints"]
+    assert said.severity is Severity.FAILURE
