@@ -182,6 +182,7 @@ class Intake:
             reason,
             detail,
             fact.features,
+            signature=update.signature,
         )
 
     def _decoded(self, fact: Checked) -> ClientUpdate | KeyRequest | None:

@@ -30,6 +30,8 @@ class Pending:
         Features of a sound training update.
     request
         A client's request for a key, which this is instead of an update.
+    signature
+        The client's, where the record is an update.
     """
 
     partition: int
@@ -43,6 +45,7 @@ class Pending:
     detail: str = ""
     packed: bytes | None = None
     request: KeyRequest | None = None
+    signature: bytes = b""
 
     @property
     def source(self) -> tuple[int, int]:

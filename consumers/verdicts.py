@@ -20,12 +20,15 @@ from refold.schemas.events import (
     FederationEnded,
     Member,
     RoundClosed,
+    Statement,
     Unattributed,
     UpdateAccepted,
     UpdateRejected,
 )
 from refold.schemas.identity import UpdatesRefused
 from refold.schemas.payload import Payload
+from refold.schemas.statements import statement_of
+from refold.schemas.updates import UpdateBody
 from refold.state.aggregation import scaled_weights
 from refold.state.order import MEAN, TRIMMED
 
@@ -174,7 +177,19 @@ def _joined(last: object, event: object) -> object | None:
 def _accept_evaluation(item: Pending) -> UpdateAccepted:
     assert item.body is not None
     body = item.body
-    return UpdateAccepted(item.origin(), 0, body.num_examples, body.metrics, body.codec, body.exponents, None, None, ())
+    return UpdateAccepted(
+        item.origin(),
+        0,
+        body.num_examples,
+        body.metrics,
+        body.codec,
+        body.exponents,
+        None,
+        None,
+        (),
+        body.sealing,
+        _statement(item, body),
+    )
 
 
 def _accept(item: Pending, opinion: Opinion, written: Written, roster: Roster) -> UpdateAccepted:
@@ -192,7 +207,12 @@ def _accept(item: Pending, opinion: Opinion, written: Written, roster: Roster) -
         written.features[item.source],
         opinion.scores,
         body.sealing,
+        _statement(item, body),
     )
+
+
+def _statement(item: Pending, body: UpdateBody) -> Statement | None:
+    return statement_of(body, item.signature) if item.signature else None
 
 
 def _reject(item: Pending, opinion: Opinion, written: Written) -> UpdateRejected:

@@ -16,9 +16,9 @@ from refold.schemas.identity import CommandId
 from refold.schemas.identity import PublicKey as PublicKey
 from refold.schemas.merkle import MAX_PATH
 from refold.schemas.model import ModelSchema
-from refold.schemas.payload import Payload
+from refold.schemas.payload import Payload, PlaceHint
 from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, grown
-from refold.schemas.updates import KeyId, Metrics, Nonce, Sealing
+from refold.schemas.updates import KeyId, Metrics, Nonce, Sealing, Signature
 
 Reason = Annotated[str, Within(1, 64)]
 Parameters = Annotated[tuple[tuple[Name, float], ...], Within(0, 64)]
@@ -123,11 +123,31 @@ class Origin:
     base_round: Uint
 
 
-def _unsealed(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What the client of an accepted update signed besides: with it the signed `UpdateBody` can be made again from the log.
+
+    Parameters
+    ----------
+    is_inline, hint
+        How the client wrote the payload, whose chunks have another place now.
+    """
+
+    base_digest: Digest
+    raw_bytes: Uint
+    note: Text
+    client_time_ms: Uint
+    is_inline: bool
+    hint: PlaceHint | None
+    signature: Signature
+
+
+def _with_none(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the fields of a verdict from before its update could be sealed, or its client's statement was kept."""
     return (*fields, None)
 
 
-@record(42, version=2, upcasts={1: _unsealed})
+@record(42, version=3, upcasts={1: _with_none, 2: _with_none})
 @dataclass(frozen=True, slots=True)
 class UpdateAccepted:
     """A verdict: kept, for ever.
@@ -142,6 +162,8 @@ class UpdateAccepted:
         What detection judged by, packed.
     sealing
         As the client's own; None where the payload is plain.
+    statement
+        None in verdicts from before it was kept: their signatures cannot be checked any more.
     """
 
     origin: Origin
@@ -154,6 +176,7 @@ class UpdateAccepted:
     features: Payload | None
     scores: tuple[Score, ...]
     sealing: Sealing | None = None
+    statement: Statement | None = None
 
 
 @record(43)

@@ -21,6 +21,7 @@ STEPS = "steps"
 PAYLOADS = "payloads"
 SNAPSHOTS = "snapshots"
 CHECKPOINTS = "checkpoints"
+SIGNATURES = "signatures"
 AGAINST = "against"
 CHECKS = (
     CHAIN,
@@ -29,6 +30,7 @@ CHECKS = (
     RECEIPTS,
     ROUNDS,
     STANDING,
+    SIGNATURES,
     DIGESTS,
     STEPS,
     PAYLOADS,
@@ -129,6 +131,8 @@ class Summary:
         Rounds with updates that do not open, once for each: their client was erased, or their key is not at hand.
     snapshots
         Snapshots that were loaded and agree.
+    signed, unsigned
+        Accepted updates whose client's signature was checked, and those from before the log kept what that takes.
     checkpoints
         Signed checkpoints in `rounds`.
     against, fitting
@@ -153,6 +157,8 @@ class Summary:
     sealed: list[int] = field(default_factory=list)
     payloads: int = 0
     snapshots: int = 0
+    signed: int = 0
+    unsigned: int = 0
     checkpoints: int = 0
     against: int = 0
     fitting: int = 0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from refold.schemas.events import FederationEnded, Genesis, Origin, UpdateRejected
+from refold.schemas.events import FederationEnded, Genesis, Origin, UpdateAccepted, UpdateRejected
 from refold.schemas.identity import (
     BY_TOKEN,
     ClientBanned,
@@ -21,7 +21,9 @@ from refold.schemas.identity import (
     TokenAdmitted,
     key_request_digest,
 )
-from refold.schemas.keys import POSSESSION_TAG, REQUEST_TAG, key_id, verify
+from refold.schemas.keys import POSSESSION_TAG, REQUEST_TAG, UPDATE_TAG, key_id, verify
+from refold.schemas.statements import body_of
+from refold.schemas.updates import update_digest
 
 Changed = ClientEnrolled | TokenAdmitted | ClientRevoked | ClientReleased | ClientBanned
 CHANGES = (ClientEnrolled, TokenAdmitted, ClientRevoked, ClientReleased, ClientBanned)
@@ -143,6 +145,19 @@ class IdentityAudit:
         client = self._clients.get(origin.client)
         if client is not None and client.barred:
             yield f"an update of {origin.client!r} is accepted while it is {client.barred}"
+
+    def signature(self, event: UpdateAccepted) -> str:
+        """Return why an accepted update is not what its client signed, or "": the body is made again from the verdict."""
+        origin, said = event.origin, event.statement
+        if self.is_open or self._genesis is None or said is None:
+            return ""
+        genesis = self._genesis
+        body = body_of(event, said, federation=genesis.federation, schema_digest=genesis.schema.digest)
+        if update_digest(body) != origin.digest:
+            return "is not what its digest says"
+        client = self._clients.get(origin.client, _Client())
+        public, _ = client.keys.get(origin.key_id, (b"", NOWHERE))
+        return "" if verify(public, UPDATE_TAG, origin.digest, said.signature) else "is not signed by its client"
 
     def rejected(self, event: UpdateRejected) -> None:
         """Take note of an equivocation, which freezes its client."""

@@ -112,6 +112,7 @@ class RoundAudit:
                     self._due.heads.append((index, event))
                 case UpdateAccepted():
                     self._due.receipts.append(Receipt(event.origin.client, event.origin.digest, "accepted"))
+                    yield from self._based(index, event, entry)
                     if event.payload is not None:
                         self._open[event.origin.digest] = Applied(event.weight, index, event)
                 case _ if isinstance(event, CHANGES):
@@ -129,6 +130,15 @@ class RoundAudit:
                 case ClientKeyed() | ClientErased():
                     self.sealing.fold(event)
                     self._due.heads.append((index, event))
+
+    def _based(self, index: int, event: UpdateAccepted, entry: Entry) -> Iterator[Finding]:
+        """Compare what an update says that it was trained from with what that round was."""
+        recorded = self.lineage.parameters_digest(event.origin.base_round)
+        if event.statement is not None and recorded not in (None, event.statement.base_digest):
+            origin = event.origin
+            what = f"an update is accepted that was trained from other parameters than those of round {origin.base_round}"
+            place = (self._topics.accepted, 0, entry.offset, index)
+            yield Finding(ROUNDS, what, "", *place, origin.client, origin.base_round + 1)
 
     def _closing(self, index: int, closed: RoundClosed, entry: Entry) -> Iterator[Finding]:
         for what in (*self._faults_of(closed), *self._members_of(closed)):

@@ -52,7 +52,7 @@ class Audit:
     Parameters
     ----------
     quick
-        Read the logs, manifests and commands, but no payloads: no replay, no derivation.
+        Read the logs, manifests and commands, but no payloads: no replay, no derivation, no signatures of updates.
     against
         Checkpoints that were kept outside the log, whose signatures hold by the keys that they were kept with.
     copies
@@ -106,12 +106,13 @@ class Audit:
         rounds = ChainScan(self._bus, self._topics.rounds)
         keep_from = self._oldest_updates()
         accepted = ChainScan(self._bus, self._topics.accepted)
-        verdicts = VerdictAudit(self._topics.accepted, self.summary, keep_from)
+        verdicts = VerdictAudit(self._topics.accepted, self.summary, keep_from, signatures=not self._quick)
         told = RoundAudit(self._topics, self.summary)
         try:
             yield from self._side_by_side(accepted, rounds, verdicts, told, snapshots, progress)
         finally:
             self._let_go(accepted, rounds)
+        yield from verdicts.unsigned()
         for copy in self._copies:
             yield from audit_copy(self._bus, copy, self._topics)
         if told.genesis is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refold.bus.ledger import Entry
-from refold.consumers.audit.findings import ACCEPTED_ONCE, ONE_VERDICT, STANDING, Finding, Summary
+from refold.consumers.audit.findings import ACCEPTED_ONCE, NOTICE, ONE_VERDICT, SIGNATURES, STANDING, Finding, Summary
 from refold.consumers.audit.identity import CHANGES, IdentityAudit
 from refold.consumers.pruning import PruningLog
 from refold.consumers.sealing import SealingLog
@@ -92,9 +92,12 @@ class VerdictAudit:
     keep_from
         For each partition of `updates` the first offset that still exists: verdicts from there on are kept in `rows`, to be
         compared with the records themselves.
+    signatures
+        Whether to check what clients signed.
     """
 
-    def __init__(self, topic: str, summary: Summary, keep_from: dict[int, int]) -> None:
+    def __init__(self, topic: str, summary: Summary, keep_from: dict[int, int], *, signatures: bool = True) -> None:
+        self._signatures = signatures
         self._topic = topic
         self._summary = summary
         self._keep_from = keep_from
@@ -219,6 +222,7 @@ class VerdictAudit:
             self._summary.accepted += 1
         yield from self._standing(self._identity.verdict(origin), index, entry, origin.client)
         yield from self._standing(self._identity.accepted(origin), index, entry, origin.client)
+        yield from self._signed(index, event, entry)
         if self._ended is not None:
             what = f"an update is accepted after the federation ended at event {self._ended}"
             yield self._at(STANDING, what, entry, index, client=origin.client, round_=round_)
@@ -236,6 +240,25 @@ class VerdictAudit:
                 f"a second {origin.kind} update of {origin.client!r} is accepted for round {round_}, the first by event {first}"
             )
             yield self._at(ACCEPTED_ONCE, what, entry, index, client=origin.client, round_=round_)
+
+    def _signed(self, index: int, event: UpdateAccepted, entry: Entry) -> Iterator[Finding]:
+        if self._identity.is_open or not self._signatures:
+            return
+        self._summary.signed += event.statement is not None
+        self._summary.unsigned += event.statement is None
+        fault = self._identity.signature(event)
+        if fault:
+            what = f"an accepted update of {event.origin.client!r} {fault}"
+            hint = "whoever wrote `accepted` made it up or changed it"
+            round_ = event.origin.base_round + 1
+            yield self._at(SIGNATURES, what, entry, index, hint, client=event.origin.client, round_=round_)
+
+    def unsigned(self) -> Iterator[Finding]:
+        """Say of how many updates the log, read to its end, cannot show that their clients sent them."""
+        if self._summary.unsigned:
+            what = f"{self._summary.unsigned} accepted updates are from before the log kept what their clients signed"
+            hint = "that they were not made up cannot be checked any more"
+            yield Finding(SIGNATURES, what, hint, self._topic, severity=NOTICE)
 
     def _at(
         self,

@@ -16,7 +16,7 @@ SHOWN_ROUNDS = 8
 
 @click.command(short_help="Audit the whole federation.")
 @common
-@click.option("--quick", is_flag=True, help="Read the logs alone: no replay, no steps derived again.")
+@click.option("--quick", is_flag=True, help="Read the logs alone: no replay, no steps derived again, no signatures of updates.")
 @click.option(
     "--against",
     multiple=True,
@@ -77,6 +77,8 @@ def _counts(summary: Summary, *, quick: bool) -> Iterator[tuple[str, object]]:
     if not quick:
         yield from _derived(summary)
     yield "snapshots", f"{summary.snapshots}" + ("" if quick else " load and agree")
+    if not quick:
+        yield "signatures", f"{summary.signed} updates are what their clients signed"
     yield "checkpoints", f"{summary.checkpoints} signed"
     if summary.against:
         yield "against", f"{summary.against} checkpoints kept elsewhere, {summary.fitting} fit both logs"

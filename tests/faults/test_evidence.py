@@ -16,17 +16,23 @@ from faultkit.forger import Forger
 
 import refold
 from refold.bus.ledger import Entry, read_all
-from refold.consumers.audit import AGAINST, CHECKPOINTS, Finding
+from refold.consumers.audit import AGAINST, CHECKPOINTS, SIGNATURES, Finding
 from refold.consumers.audit.checkpoints import CheckpointAudit
 from refold.federation import Federation
 from refold.schemas.errors import IntegrityError
 from refold.schemas.events import UpdateAccepted
 from refold.schemas.kept import Kept, read_kept, to_lines
 from refold.schemas.keys import SigningKey, log_key
+from refold.schemas.payload import describe
+from refold.schemas.statements import body_of
+from refold.schemas.updates import update_digest
+from refold.state.model_state import initial_state
 from refold.testing import eventually
 
 NAMES = ("c0", "c1", "c2")
 ROUNDS = 5
+MODEL = {"w": np.zeros((20, 4), "f4")}
+SCHEMA_DIGEST = initial_state(MODEL).schema.digest
 
 
 @dataclass
@@ -64,8 +70,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a federation that ended after five rounds, with all its checkpoints in ``kept.json``."""
     folder = tmp_path_factory.mktemp("evidence")
     plan = refold.Plan(minimum=3, deadline_s=20, heartbeat_s=0.05, rounds=ROUNDS)
-    model = {"w": np.zeros((20, 4), "f4")}
-    with refold.create(f"sqlite:{folder}/fed.db", model, plan=plan, defence="consistency") as federation:
+    with refold.create(f"sqlite:{folder}/fed.db", MODEL, plan=plan, defence="consistency") as federation:
         for name in NAMES:
             federation.enroll(name, SigningKey.load_or_create(folder / f"{name}.pem").public)
         threads = [threading.Thread(target=_train, args=(folder, name)) for name in NAMES]
@@ -164,6 +169,46 @@ def test_f28_without_the_log_key_the_log_contradicts_itself(site: Site):
     found = [f for f in site.findings() if f.check == CHECKPOINTS]
     assert found
     assert "another root than these events have" in " ".join(f.what for f in found)
+
+
+LIES: dict[str, Any] = {
+    "more examples": lambda e: replace(e, num_examples=e.num_examples + 1),
+    "another metric": lambda e: replace(e, metrics=(("loss", 0.0),)),
+    "another exponent": lambda e: replace(e, exponents=(e.exponents[0] + 1,)),
+    "another sequence": lambda e: replace(e, origin=replace(e.origin, sequence=e.origin.sequence + 1)),
+    "another note": lambda e: replace(e, statement=replace(e.statement, note="all is well")),
+    "another time": lambda e: replace(e, statement=replace(e.statement, client_time_ms=0)),
+    "another signature": lambda e: replace(e, statement=replace(e.statement, signature=bytes(64))),
+    "another payload": lambda e: replace(e, payload=describe([b"made up"])),
+    "an update made up": lambda e: invented(e),
+}
+
+
+def invented(event: UpdateAccepted) -> UpdateAccepted:
+    """Return an update that the server made up in a client's name: all that it lacks is the client's key."""
+    assert event.statement is not None
+    changed = replace(event, num_examples=1000)
+    body = body_of(changed, event.statement, federation="fed", schema_digest=SCHEMA_DIGEST)
+    return replace(changed, origin=replace(event.origin, digest=update_digest(body)))
+
+
+@pytest.mark.parametrize("how", LIES)
+def test_f28_what_a_client_signed_cannot_be_changed_or_made_up_even_by_who_has_every_key_of_the_server(site: Site, how: str):
+    _, index = updates(site.accepted())[6]
+    site.forger().rewrite(lambda at, event: LIES[how](event) if at == index else event)
+    assert index in {found.index for found in site.findings() if found.check == SIGNATURES}
+
+
+def test_f28_updates_of_which_the_log_keeps_no_signature_are_counted(site: Site):
+    def forget(_: int, event: Any) -> Any:
+        return replace(event, statement=None) if isinstance(event, UpdateAccepted) else event
+
+    site.forger().rewrite(forget)
+    assert site.findings() == []
+    with site.connect() as federation:
+        report = federation.verify()
+    assert (report.summary.signed, report.summary.unsigned) == (0, 3 * ROUNDS)
+    assert [found.check for found in report.findings] == [SIGNATURES]
 
 
 @pytest.mark.parametrize("commits", [1, 3])

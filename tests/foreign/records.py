@@ -118,6 +118,7 @@ RAISES: dict[tuple[int, int], Raise] = {
     (40, 2): _with_identity,
     (41, 1): _with_nothing,
     (42, 1): _with_nothing,
+    (42, 2): _with_nothing,
     (45, 1): _with_density(7),
     (46, 1): _with_nothing,
     (50, 1): _with_density(5),
