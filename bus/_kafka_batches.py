@@ -35,6 +35,9 @@ UNREADABLE = "refold-unreadable"
 MAX_BATCH_BYTES = 16 << 20
 """Largest batch after decompression: what a sender of 1 MB batches of text may reach, and no more."""
 
+MAX_HEADERS = 1_000
+"""Most headers of a record: each costs 70 bytes of memory where it takes two in its batch, so that 16 MiB would take 580."""
+
 MAX_SHOWN_BYTES = 1_000_000
 """How much of an unreadable batch its record shows, so that it fits into one record again (for `quarantine`)."""
 
@@ -194,8 +197,8 @@ def _read_record(batch: Batch, place: Place, data: memoryview, at: int, end: int
     key, at = _take_bytes(data, at, end)
     value, at = _take_bytes(data, at, end)
     count, at = _take(data, at)
-    if not 0 <= count <= end - at:
-        raise Malformed("a record has more headers than bytes")
+    if not 0 <= count <= min(end - at, MAX_HEADERS):
+        raise Malformed(f"a record says that it has {count} headers")
     headers = []
     for _ in range(count):
         name, at = _take_bytes(data, at, end)

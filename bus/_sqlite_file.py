@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from refold.bus._sqlite_schema import strangeness
 from refold.schemas.errors import BusError, ConfigurationError, IntegrityError, RefoldError, StorageFullError, TryAgainError
 
 APPLICATION_ID = 0x52464C44  # "RFLD"
@@ -24,6 +25,9 @@ PAGE_BYTES = 65_536
 
 BUSY_TIMEOUT_S = 10.0
 """For the waits that the writers' queue does not cover: recovery after a crash, a closing peer, tools such as `sqlite3`."""
+
+MOST_ROW_BYTES = 16 << 20
+"""Largest row that is read or written: a record takes 1 MiB, the members of a group 200 bytes each."""
 
 _SCHEMA = f"""
 CREATE TABLE topics (
@@ -112,6 +116,8 @@ def is_prepared(path: Path) -> bool:
             [(version,)] = connection.execute("PRAGMA user_version").fetchall()
             [(tables,)] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
             [(journal,)] = connection.execute("PRAGMA journal_mode").fetchall()
+            ours = application_id == APPLICATION_ID and version == SCHEMA_VERSION
+            strange = strangeness(connection, _SCHEMA) if ours else ""
         finally:
             connection.close()
     if application_id != APPLICATION_ID and (application_id or tables):
@@ -119,6 +125,9 @@ def is_prepared(path: Path) -> bool:
     if version > SCHEMA_VERSION:
         hint = f"this one reads versions up to {SCHEMA_VERSION}; install the newer one"
         raise ConfigurationError("the bus was written by a newer Refold", path=path, version=version, hint=hint)
+    if strange:
+        hint = "somebody changed the file; do not use it, or copy its tables into a new one"
+        raise ConfigurationError(f"the bus file holds what no Refold wrote: {strange}", path=path, hint=hint)
     return bool(application_id == APPLICATION_ID and journal == "wal")
 
 
@@ -147,7 +156,12 @@ def prepare(path: Path) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     # Each connection is used by one thread at a time, but not always by the one that opened it.
     uri = f"file:{quote(str(path))}?mode=rwc"
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_ROW_BYTES)
+    # The file may be somebody else's: nothing in its schema may call a function, and no cell may reach out of its page.
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    return connection
 
 
 @contextmanager
@@ -157,10 +171,14 @@ def translated(path: Path, doing: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise as_ours(error, path, doing) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, error) from error
 
 
 def as_ours(error: sqlite3.Error, path: Path, doing: str) -> RefoldError:
     """Return our error for one of SQLite's."""
+    if "decode to UTF-8" in str(error):
+        return _damaged(path, error)
     name = getattr(error, "sqlite_errorname", None) or type(error).__name__
     match str(name).split("_")[1] if str(name).startswith("SQLITE_") else "":
         case "FULL":
@@ -170,11 +188,17 @@ def as_ours(error: sqlite3.Error, path: Path, doing: str) -> RefoldError:
             return TryAgainError("the bus file is locked", path=path, hint=hint)
         case "NOTADB":
             return ConfigurationError("the file is not a SQLite database", path=path, hint="choose another file")
+        case "TOOBIG":
+            return IntegrityError(f"the bus file holds a row of more than {MOST_ROW_BYTES:,} bytes", path=path, cause=error)
         case "CORRUPT":
-            return IntegrityError(
-                "the bus file is damaged", path=path, hint="copy it, then try sqlite3's .recover", cause=error
-            )
+            return _damaged(path, error)
         case "READONLY" | "CANTOPEN" | "PERM" | "AUTH":
             hint = "the file and its folder must be writable; copy a bus from a read-only medium first"
             return ConfigurationError(f"cannot {doing} the bus file: {error}", path=path, hint=hint)
     return BusError(f"cannot {doing} the bus file: {error} ({name})", path=path, hint="see the system's log for disk errors")
+
+
+def _damaged(path: Path, cause: Exception) -> IntegrityError:
+    # Not what the file says itself: that may hold anything.
+    said = cause if isinstance(cause, sqlite3.Error) and str(cause).isprintable() else type(cause).__name__
+    return IntegrityError("the bus file is damaged", path=path, hint="copy it, then try sqlite3's .recover", cause=said)

@@ -6,9 +6,12 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from refold.bus._groups import Group, Member
+from refold.bus._sqlite_records import DAMAGED
 from refold.bus.contract import Committed, Place
+from refold.schemas.errors import IntegrityError
 
 
 def load_generation(connection: sqlite3.Connection, name: str) -> int:
@@ -22,10 +25,16 @@ def load_group(connection: sqlite3.Connection, name: str) -> Group:
     rows = connection.execute("SELECT generation, membership FROM groups WHERE name = ?", (name,)).fetchall()
     if not rows:
         return Group()
-    kept = json.loads(rows[0][1])
+    try:
+        return _group(rows[0][0], json.loads(rows[0][1]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise IntegrityError("the bus file holds a group that cannot be read", group=name, hint=DAMAGED) from error
+
+
+def _group(generation: int, kept: Any) -> Group:
     members = [Member(**{**member, "topics": tuple(member["topics"])}) for member in kept["members"]]
     return Group(
-        generation=rows[0][0],
+        generation=generation,
         members={member.name: member for member in members},
         assigned={Place(topic, partition): holder for topic, partition, holder in kept["assigned"]},
         held={Place(topic, partition): holder for topic, partition, holder in kept["held"]},

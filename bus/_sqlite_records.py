@@ -5,12 +5,16 @@ from __future__ import annotations
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from refold.bus._sqlite_file import OFFSET_BITS, OFFSET_MASK
 from refold.bus._store import Draft
 from refold.bus.contract import Headers, Place, Record
+from refold.schemas.errors import IntegrityError
 
 _LENGTH = struct.Struct("<I")
+
+DAMAGED = "the file was changed or damaged; restore it from a copy, `refold verify` says what is lost"
 
 
 def pack_headers(headers: Headers) -> bytes | None:
@@ -23,15 +27,30 @@ def pack_headers(headers: Headers) -> bytes | None:
 
 
 def unpack_headers(packed: bytes | None) -> Headers:
-    """Return what `pack_headers` packed."""
+    """Return what `pack_headers` packed.
+
+    Raises
+    ------
+    IntegrityError
+        The bytes are no headers.
+    """
     if packed is None:
         return ()
+    try:
+        return _unpacked(packed)
+    except (struct.error, UnicodeDecodeError, ValueError) as error:
+        raise IntegrityError("the bus file holds headers that cannot be read", hint=DAMAGED) from error
+
+
+def _unpacked(packed: bytes) -> Headers:
     parts: list[bytes] = []
     at = 0
     while at < len(packed):
         (length,) = _LENGTH.unpack_from(packed, at)
         parts.append(packed[at + 4 : at + 4 + length])
         at += 4 + length
+    if at != len(packed):
+        raise ValueError("the last header ends early")
     return tuple((name.decode(), value) for name, value in zip(parts[::2], parts[1::2], strict=True))
 
 
@@ -102,11 +121,18 @@ def read(
         (base | first, last_id),
     ).fetchall()
     records = [
-        Record(*place, record_id & OFFSET_MASK, timestamp_ms, key, value, unpack_headers(headers))
+        _record(place, record_id & OFFSET_MASK, timestamp_ms, key, value, headers)
         for record_id, timestamp_ms, key, value, headers in rows
     ]
     read_all = fitting == len(sizes) < max_records
     return records, end if read_all else records[-1].offset + 1
+
+
+def _record(place: Place, offset: int, timestamp_ms: Any, key: Any, value: Any, headers: Any) -> Record:
+    """Return a row as a record; SQLite keeps no column to its type."""
+    if type(timestamp_ms) is not int or not all(isinstance(part, bytes | None) for part in (key, value, headers)):
+        raise IntegrityError("the bus file holds a record that is none", **place._asdict(), offset=offset, hint=DAMAGED)
+    return Record(*place, offset, timestamp_ms, key, value, unpack_headers(headers))
 
 
 def begin_offset(connection: sqlite3.Connection, place_id: int, end: int) -> int:

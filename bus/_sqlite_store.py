@@ -20,9 +20,10 @@ from refold.bus._process import Process, boot, this_process
 from refold.bus._sqlite_cleaner import clean
 from refold.bus._sqlite_file import as_ours, connect, translated
 from refold.bus._sqlite_lock import WriteLock
+from refold.bus._sqlite_records import DAMAGED
 from refold.bus._store import Draft, Fetched, OutcomeUnknown, check_place, no_topic
 from refold.bus.contract import Committed, Place, Record, TopicSpec
-from refold.schemas.errors import RefoldError, StorageFullError, TryAgainError
+from refold.schemas.errors import IntegrityError, RefoldError, StorageFullError, TryAgainError
 
 CLEAN_EVERY_S = 30.0
 CLEAN_RECORDS = 256
@@ -120,6 +121,8 @@ class SqliteStore:
     def _load_topics(self, connection: sqlite3.Connection) -> None:
         sql = "SELECT name, partitions, compacted, retention_s FROM topics ORDER BY name"
         for name, partitions, compacted, retention_s in connection.execute(sql).fetchall():
+            if not isinstance(name, str):
+                raise IntegrityError("the bus file holds a topic without a name", path=self._shared.path, hint=DAMAGED)
             self._specs[name] = TopicSpec(name, partitions, bool(compacted), retention_s)
         sql = "SELECT name, partition, place_id FROM partitions JOIN topics USING (topic_id)"
         for name, partition, place_id in connection.execute(sql).fetchall():
@@ -142,8 +145,12 @@ class SqliteStore:
 
     def place_id(self, place: Place) -> int:
         """Return the place's number in the file."""
-        found = self._place_ids.get(place)
-        return self._place_ids[check_place(self.spec(place.topic), place.partition)] if found is None else found
+        if place not in self._place_ids:
+            check_place(self.spec(place.topic), place.partition)
+        if place not in self._place_ids:
+            # Their names are kept twice, in a table and in its index.
+            raise IntegrityError("the bus file has no such partition", **place._asdict(), path=self._shared.path, hint=DAMAGED)
+        return self._place_ids[place]
 
     def append(self, drafts: Sequence[Draft], timeout_s: float) -> list[int]:
         batch = rows.Batch(drafts)
@@ -165,7 +172,7 @@ class SqliteStore:
         with self.reading() as connection:
             ends = dict(connection.execute("SELECT place_id, next_offset FROM partitions").fetchall())
             for looked_at, (place, place_id, position) in enumerate(wanted, 1):
-                end = ends[place_id]
+                end = ends.get(place_id, 0)
                 if position >= end:
                     continue
                 count = max_records - len(records)
@@ -288,5 +295,7 @@ class SqliteStore:
 
 
 def _end(connection: sqlite3.Connection, place_id: int) -> int:
-    [(end,)] = connection.execute("SELECT next_offset FROM partitions WHERE place_id = ?", (place_id,)).fetchall()
-    return int(end)
+    rows = connection.execute("SELECT next_offset FROM partitions WHERE place_id = ?", (place_id,)).fetchall()
+    if len(rows) != 1:
+        raise IntegrityError("the bus file lost a partition", hint=DAMAGED)
+    return int(rows[0][0])

@@ -33,7 +33,11 @@ from refold.schemas.commits import (
 from refold.schemas.errors import BusError, IntegrityError, InvalidRecord, TryAgainError
 from refold.schemas.payload import Payload, chunk_digest, describe
 
-WINDOW_CHUNKS = 256
+WINDOW_BYTES = 16 << 20
+"""Event lists that wait for their commit; those of a larger commit, and of writers who never came to one, are read again."""
+
+MAX_COMMIT_BYTES = 1 << 30
+"""Most that a commit's events may come to where they travel as chunks: 65,536 verdicts with features of 16 KiB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class LedgerReader:
         self._consumer.assign([self.place])
         self._consumer.seek(self.place, next_offset)
         self._window: dict[bytes, bytes] = {}
+        self._window_bytes = 0
         self._payloads: PayloadReader | None = None
 
     @property
@@ -149,19 +154,27 @@ class LedgerReader:
                 hint="a newer Refold wrote it; upgrade this one",
             ) from error
         self._window.clear()
+        self._window_bytes = 0
         return Entry(commit, commit_hash(data), record.offset, events, encoded)
 
     def _remember(self, data: bytes) -> None:
-        self._window[chunk_digest(data)] = data
-        while len(self._window) > WINDOW_CHUNKS:
-            del self._window[next(iter(self._window))]
+        digest = chunk_digest(data)
+        if digest not in self._window:
+            self._window[digest] = data
+            self._window_bytes += len(data)
+        while self._window_bytes > WINDOW_BYTES:
+            self._window_bytes -= len(self._window.pop(next(iter(self._window))))
 
     def _event_bytes(self, commit: Commit) -> tuple[bytes, ...]:
         if commit.chunks is None:
             return commit.events
+        if commit.chunks.size_bytes > MAX_COMMIT_BYTES:
+            raise IntegrityError(f"a commit's events come to {commit.chunks.size_bytes:,} bytes", topic=self.topic)
         events: list[bytes] = []
         for part in self._chunks(commit.chunks):
             events.extend(decode(part, EventList).events)
+            if len(events) > commit.count:
+                break
         if len(events) != commit.count:
             raise IntegrityError(f"a commit names {commit.count} events and has {len(events)}", topic=self.topic)
         return tuple(events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,10 @@ MOST_RECORDS_A_CHUNK = 16
 """How many records a reader looks at for each chunk, on average, before it builds an index: a client's hint is only a claim,
 and a wide one must not cost a pass over the topic for each update."""
 
+
+MAX_INDEXED = 1 << 17
+"""Most chunks that are indexed of a topic that clients write, the newest: some 32 MiB. A chunk that neither the hint leads to
+nor these hold counts as missing."""
 
 NEAR_RECORDS = 8
 """How many records between two payloads are read and passed over rather than sought past: a manifest, most often."""
@@ -81,14 +86,20 @@ class PayloadReader:
     """Reads payloads of one topic by digest; the hint is tried first, an index of the topic second.
 
     Not thread-safe. Holds one consumer, and at most its bytes in flight.
+
+    Parameters
+    ----------
+    max_indexed
+        Most chunks in the index; None for a topic that only the server writes, where the log itself bounds them.
     """
 
-    def __init__(self, bus: Bus, topic: str, *, max_in_flight_bytes: int = 4 << 20) -> None:
+    def __init__(self, bus: Bus, topic: str, *, max_in_flight_bytes: int = 4 << 20, max_indexed: int | None = None) -> None:
         self._bus = bus
+        self._most_indexed = max_indexed
         self.topic = topic
         self._consumer: Consumer = bus.consumer(max_in_flight_bytes=max_in_flight_bytes)
         self._assigned: Place | None = None
-        self._index: dict[bytes, tuple[Place, int]] = {}
+        self._index: dict[Place, dict[bytes, int]] = {}
         self._indexed_to: dict[Place, int] = {}
         self._known_end: dict[Place, int] = {}
 
@@ -109,8 +120,8 @@ class PayloadReader:
             for chunk in self._read_hinted(payload, payload.hint):
                 yield chunk
                 taken += 1
-        for digest, _ in wanted[taken:]:
-            yield self._read_indexed(digest)
+        for digest, length in wanted[taken:]:
+            yield self._read_indexed(digest, length)
 
     def read_what_is_there(self, payload: Payload) -> Iterator[bytes]:
         """Yield those of the payload's chunks that can be found, in order, each checked against its digest."""
@@ -122,8 +133,8 @@ class PayloadReader:
             yield chunk
             taken += 1
         self._index_all()
-        for digest in payload.chunks[taken:]:
-            found = self._at_index(digest)
+        for digest, length in list(zip(payload.chunks, payload.lengths, strict=True))[taken:]:
+            found = self._at_index(digest, length)
             if found is not None:
                 yield found
 
@@ -177,14 +188,18 @@ class PayloadReader:
                     yield record
 
     @cached_property
+    def _most_of_a_place(self) -> float:
+        return math.inf if self._most_indexed is None else self._most_indexed // self._partitions
+
+    @cached_property
     def _partitions(self) -> int:
         return self._bus.topics()[self.topic].partitions
 
-    def _read_indexed(self, digest: bytes) -> bytes:
+    def _read_indexed(self, digest: bytes, length: int) -> bytes:
         """Return a chunk found by its digest anywhere in the topic, indexing what is not indexed yet."""
-        if digest not in self._index:
+        if self._found(digest) is None:
             self._index_all()
-        found = self._at_index(digest)
+        found = self._at_index(digest, length)
         if found is None:
             raise IntegrityError(
                 f"chunk {digest.hex()[:16]} is not in the topic",
@@ -193,14 +208,19 @@ class PayloadReader:
             )
         return found
 
-    def _at_index(self, digest: bytes) -> bytes | None:
-        if digest not in self._index:
+    def _at_index(self, digest: bytes, length: int) -> bytes | None:
+        """Return a chunk, unless its length is not as named: what a payload says of its size would bound nothing."""
+        found = self._found(digest)
+        if found is None:
             return None
-        place, offset = self._index[digest]
+        place, offset = found
         for record in self._records(place, offset, offset + 1):
-            if record.value is not None and chunk_digest(record.value) == digest:
+            if record.value is not None and len(record.value) == length and chunk_digest(record.value) == digest:
                 return record.value
         return None
+
+    def _found(self, digest: bytes) -> tuple[Place, int] | None:
+        return next(((place, offsets[digest]) for place, offsets in self._index.items() if digest in offsets), None)
 
     def _index_all(self) -> None:
         for partition in range(self._partitions):
@@ -213,10 +233,13 @@ class PayloadReader:
         if start == end:
             return
         begin = self._bus.begin_offset(place)
-        self._index = {digest: at for digest, at in self._index.items() if at[0] != place or at[1] >= begin}
+        offsets = self._index[place] = {d: at for d, at in self._index.get(place, {}).items() if at >= begin}
         for record in self._records(place, start, end):
             if record.value is not None:
-                self._index[chunk_digest(record.value)] = (place, record.offset)
+                offsets[chunk_digest(record.value)] = record.offset
+                if len(offsets) > self._most_of_a_place:
+                    # A flood in one partition pushes out what lies there, and nothing of another.
+                    del offsets[next(iter(offsets))]
         self._indexed_to[place] = end
 
     def close(self) -> None:

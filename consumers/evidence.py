@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from refold.bus.clock import Clock
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Place, Record
-from refold.bus.payloads import PayloadReader, Sent, send_payload
+from refold.bus.payloads import MAX_INDEXED, PayloadReader, Sent, send_payload
 from refold.bus.topics import Topics, event_headers
 from refold.consumers.attempts import Source
 from refold.consumers.pending import Pending
@@ -40,7 +40,7 @@ class Evidence:
         self._bus = bus
         self._topics = topics
         self._clock = clock
-        self._updates = PayloadReader(bus, topics.updates)
+        self._updates = PayloadReader(bus, topics.updates, max_indexed=MAX_INDEXED)
         self._producer = bus.producer(max_in_flight_bytes=IN_FLIGHT_BYTES)
         specs = bus.topics()
         self._deltas = specs[topics.deltas].partitions

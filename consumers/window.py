@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Record
-from refold.bus.payloads import PayloadReader
+from refold.bus.payloads import MAX_INDEXED, PayloadReader
 from refold.bus.topics import hint_of
 from refold.schemas.errors import IntegrityError, InvalidRecord
 from refold.schemas.payload import Payload, PlaceHint, chunk_digest, payload_root
@@ -21,7 +21,8 @@ GRACE_S = 900.0
 """How long a chunk may wait for its manifest before the topic is cleaned over it."""
 
 
-_Name = tuple[bytes | None, bytes]
+_Name = tuple[bytes, bytes]
+"""Digests of the writer's key, which may be as long as a record, and of the chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class ChunkWindow:
         self._bytes = 0
         self._most_bytes = max_bytes
         self._most_open = max_open
-        self._reader = PayloadReader(bus, topic)
+        self._reader = PayloadReader(bus, topic, max_indexed=MAX_INDEXED)
 
     def __len__(self) -> int:
         """Return how many chunks wait."""
@@ -58,7 +59,7 @@ class ChunkWindow:
         """Remember a chunk."""
         value = record.value or b""
         digest = chunk_digest(value)
-        name = (record.key, digest)
+        name = (_writer(record.key), digest)
         if name in self._open:
             return
         self._open[name] = _Open(record.partition, record.offset, self._clock.monotonic_s())
@@ -76,8 +77,9 @@ class ChunkWindow:
 
     def forget(self, payload: Payload, key: bytes | None) -> None:
         """Let go of the chunks of a manifest that was seen, as far as they were written under its key."""
+        writer = _writer(key)
         for digest in payload.chunks:
-            self._forget((key, digest))
+            self._forget((writer, digest))
 
     def begin_anew(self, partition: int) -> None:
         """Forget a partition, which is read from its beginning again."""
@@ -100,9 +102,9 @@ class ChunkWindow:
         InvalidRecord
             ``missing-chunk``, or ``chunk-digest`` where bytes lie in its place that are not those of the digest.
         """
-        for index, digest in enumerate(payload.chunks):
+        for index, (digest, length) in enumerate(zip(payload.chunks, payload.lengths, strict=True)):
             found = self._values.get(digest)
-            if found is not None:
+            if found is not None and len(found) == length:
                 yield found
                 continue
             try:
@@ -113,7 +115,8 @@ class ChunkWindow:
 
     def first_offset(self, payload: Payload, manifest: Record) -> int:
         """Return the lowest offset of the payload's chunks that is known here, or the manifest's own."""
-        names = ((manifest.key, digest) for digest in payload.chunks)
+        writer = _writer(manifest.key)
+        names = ((writer, digest) for digest in payload.chunks)
         known = [self._open[name].offset for name in names if name in self._open]
         hint = hint_of(manifest)
         if hint is not None:
@@ -145,3 +148,8 @@ def _rest(payload: Payload, start: int, hint: PlaceHint | None) -> Payload:
     """Return what is left of a payload from a chunk on, to be found near the hint."""
     chunks, lengths = payload.chunks[start:], payload.lengths[start:]
     return Payload(payload_root(chunks, lengths), chunks, lengths, None, hint)
+
+
+def _writer(key: bytes | None) -> bytes:
+    """Return what stands for a record's key: no key and an empty one are two writers."""
+    return b"" if key is None else chunk_digest(key)

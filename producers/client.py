@@ -27,7 +27,7 @@ from refold.producers.spending import SpendingFile
 from refold.producers.task import Receipt, Task
 from refold.producers.witness import Witness
 from refold.schemas.canonical import Scalar, decode
-from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError
+from refold.schemas.errors import BusError, InvalidRecord, NotFoundError, StorageFullError, TryAgainError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.events import RoundCommitted
 from refold.schemas.identity import ClientNotice
@@ -438,7 +438,12 @@ class Client:
 
     def _drain(self) -> None:
         for parcel in self._outbox.waiting():
-            said = decode(parcel.manifest, ClientUpdate).body
+            try:
+                said = decode(parcel.manifest, ClientUpdate).body
+            except InvalidRecord as error:
+                log.warning("a file of the outbox holds no update and is set aside: %s", error)
+                self._outbox.set_aside(parcel.digest)
+                continue
             if (said.federation, said.client) != (self._topics.federation, self.name):
                 continue  # The folder serves another client too.
             outcome = self._undrained.get(parcel.digest) or self._receipts.get(parcel.digest)
@@ -475,10 +480,9 @@ class Client:
         """Send again what the bus did not take."""
         now_s = self._clock.monotonic_s()
         due = {digest for digest, at_s in self._resend_at_s.items() if now_s >= at_s}
-        for parcel in self._outbox.waiting() if due else ():
-            if parcel.digest in due:
-                del self._resend_at_s[parcel.digest]
-                self._send(parcel)
+        for parcel in self._outbox.waiting(due) if due else ():
+            del self._resend_at_s[parcel.digest]
+            self._send(parcel)
 
 
 def _nonce(index: int, last: tuple[int, bytes]) -> bytes:

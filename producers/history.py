@@ -132,7 +132,7 @@ class History:
 
     def _take_manifest(self, key: bytes, value: bytes | None) -> None:
         """Take the newest value of each key; a manifest that cannot be read is as good as none."""
-        if not key.isdigit():
+        if not key.isdigit() or len(key) > 18:
             return
         self.snapshots.pop(int(key), None)
         try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from refold.schemas.errors import ConfigurationError, StorageFullError
 MAGIC = b"refold\x00\x01"
 NAME = re.compile(r"[0-9a-f]{64}\.update")
 DEFAULT_MAX_BYTES = 4 << 30
+_HEAD_BYTES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +105,20 @@ class Outbox:
         finally:
             os.close(folder)
 
-    def waiting(self) -> list[Parcel]:
-        """Return what waits, oldest first; a file that is not whole is renamed ``.broken`` and left out."""
-        parcels = []
+    def waiting(self, digests: Collection[bytes] | None = None) -> Iterator[Parcel]:
+        """Yield what waits (or those of it that are named), oldest first and one at a time: together it may be gigabytes.
+
+        A file that is not whole is renamed ``.broken`` and left out.
+        """
         for path, _ in sorted(self._files(), key=lambda file: file[1].st_mtime_ns):
+            if digests is not None and bytes.fromhex(path.stem) not in digests:
+                continue
             try:
-                parcels.append(_unpack(path.read_bytes(), path))
+                yield _unpack(path.read_bytes(), path)
             except FileNotFoundError:
                 continue  # Another process of this client was told of its receipt.
             except ConfigurationError:
                 path.replace(path.with_suffix(".broken"))
-        return parcels
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         """Yield the outbox's own files; whatever else lies in the folder is left alone."""
@@ -129,6 +133,11 @@ class Outbox:
     def drop(self, digest: bytes) -> None:
         """Forget an update, its receipt being there. Idempotent."""
         (self._folder / f"{digest.hex()}.update").unlink(missing_ok=True)
+
+    def set_aside(self, digest: bytes) -> None:
+        """Keep an update that nobody can send under the name ``.broken``."""
+        path = self._folder / f"{digest.hex()}.update"
+        path.replace(path.with_suffix(".broken"))
 
     def digests(self) -> set[bytes]:
         """Return the digests of what waits."""
@@ -156,13 +165,23 @@ def _unpack(data: bytes, path: Path) -> Parcel:
     body, digest = data[:-32], data[-32:]
     if not body.startswith(MAGIC) or blake3.blake3(body).digest() != digest:
         raise ConfigurationError("not a whole update", path=path)
-    manifest_bytes, count = struct.unpack_from("<2Q", body, 8)
-    lengths: Sequence[int] = struct.unpack_from(f"<{count}Q", body, 24)
-    at = 24 + 8 * count
-    manifest = body[at : at + manifest_bytes]
-    at += manifest_bytes
-    chunks = []
+    lengths = _lengths(body)
+    if lengths is None:
+        raise ConfigurationError("an update whose lengths are not those of its file", path=path)
+    at = _HEAD_BYTES + 8 * (len(lengths) - 1)
+    parts = []
     for length in lengths:
-        chunks.append(body[at : at + length])
+        parts.append(body[at : at + length])
         at += length
-    return Parcel(bytes.fromhex(path.stem), manifest, tuple(chunks))
+    return Parcel(bytes.fromhex(path.stem), parts[0], tuple(parts[1:]))
+
+
+def _lengths(body: bytes) -> Sequence[int] | None:
+    """Return the lengths of manifest and chunks, or None where they are not those of the bytes: a digest proves nothing."""
+    if len(body) < _HEAD_BYTES:
+        return None
+    manifest_bytes, count = struct.unpack_from("<2Q", body, len(MAGIC))
+    if count > (len(body) - _HEAD_BYTES) // 8:
+        return None
+    lengths = (manifest_bytes, *struct.unpack_from(f"<{count}Q", body, _HEAD_BYTES))
+    return lengths if _HEAD_BYTES + 8 * count + sum(lengths) == len(body) else None

@@ -7,6 +7,7 @@ field's name with ``_bytes``.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -55,6 +56,17 @@ def event_json(log: str, entry: Entry, index: int, event: Any) -> dict[str, Any]
 def safe_text(text: str) -> str:
     """Return text with every character that does not print written as an escape, so that it cannot move a terminal's cursor."""
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON whose every character prints, line breaks of `indent` aside; it is read as the same value."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    """Return a character as JSON's own escape; such ones occur inside its strings alone."""
+    return json.dumps(character)[1:-1]
 
 
 def _value(value: Any) -> Any:

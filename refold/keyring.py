@@ -10,7 +10,7 @@ import blake3
 from refold.bus import parse_url
 from refold.consumers.sealing import SealingKeys
 from refold.schemas.errors import ConfigurationError, NotFoundError
-from refold.schemas.files import create_file
+from refold.schemas.files import create_file, read_small
 from refold.schemas.keys import SigningKey
 
 OPERATOR, SECRET, SEALING = "operator.pem", "server.secret", "sealing"
@@ -74,7 +74,7 @@ class Keyring:
         """
         path = self.folder / SECRET
         try:
-            secret = path.read_bytes()
+            secret = read_small(path)
         except FileNotFoundError as error:
             raise NotFoundError("no server secret", path=path, hint="say where with --keys or REFOLD_KEYS") from error
         if len(secret) != 32 or (expected is not None and secret_digest(secret) != expected):

@@ -1,9 +1,14 @@
-"""Making a file whole or not at all, and never over another one."""
+"""Making a file whole or not at all, and never over another one; reading one that may be anything."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from refold.schemas.errors import ConfigurationError
+
+SMALL_BYTES = 1 << 20
+"""More than any key, secret or ``refold.toml`` takes."""
 
 
 def create_file(path: str | Path, data: bytes) -> None:
@@ -37,3 +42,20 @@ def create_file(path: str | Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_small(path: str | Path) -> bytes:
+    """Return a file's bytes; a device, a pipe or a mistaken name cannot fill the memory.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    ConfigurationError
+        It is larger than `SMALL_BYTES`.
+    """
+    with Path(path).open("rb") as file:
+        data = file.read(SMALL_BYTES + 1)
+    if len(data) > SMALL_BYTES:
+        raise ConfigurationError(f"the file is larger than {SMALL_BYTES:,} bytes", path=path, hint="is it the right one?")
+    return data

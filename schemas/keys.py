@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import blake3
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from refold.schemas.errors import ConfigurationError, NotFoundError
-from refold.schemas.files import create_file
+from refold.schemas.files import create_file, read_small
 
 UPDATE_TAG = b"refold 2026 client update\0"
 COMMAND_TAG = b"refold 2026 command\0"
@@ -52,12 +52,12 @@ class SigningKey:
             It is not an Ed25519 private key.
         """
         try:
-            data = Path(path).read_bytes()
+            data = read_small(path)
         except FileNotFoundError as error:
             raise NotFoundError("no key file", path=path, hint="make one with `refold enroll CLIENT --new-key FILE`") from error
         try:
             key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ConfigurationError("not a private key in PEM form", path=path) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigurationError("not an Ed25519 key", path=path)
@@ -138,7 +138,7 @@ def load_public(path: str | Path) -> bytes:
     NotFoundError, ConfigurationError
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_small(path)
     except FileNotFoundError as error:
         raise NotFoundError("no key file", path=path) from error
     if b"PRIVATE KEY" in data:
@@ -149,7 +149,7 @@ def load_public(path: str | Path) -> bytes:
             if isinstance(key, Ed25519PublicKey):
                 return key.public_bytes_raw()
         raw = data if len(data) == 32 else bytes.fromhex(data.decode("ascii").strip())
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigurationError("not a public key", path=path, hint="PEM, 64 hexadecimal digits or 32 bytes") from error
     if len(raw) != 32:
         raise ConfigurationError("not an Ed25519 public key of 32 bytes", path=path)

@@ -59,6 +59,8 @@ class Payload:
             raise InvalidRecord("root-digest", "the root is not that of the chunk digests")
         if self.inline is not None and (self.hint is not None or self.chunks != (chunk_digest(self.inline),)):
             raise InvalidRecord("chunk-digest", "the inline bytes are not those of the digest")
+        if self.inline is not None and self.lengths != (len(self.inline),):
+            raise InvalidRecord("lengths", f"{len(self.inline):,} inline bytes that say they are {self.lengths[0]:,}")
 
     @property
     def size_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import click
 
 from refold.cli.init import pairs
 from refold.cli.options import Common, common
-from refold.cli.output import note
+from refold.cli.output import log_to_stderr, note
 from refold.federation import Federation
 from refold.producers.client import Client
 from refold.producers.enrolment import read_token
@@ -49,7 +48,7 @@ def client(common: Common, name: str, key: str, train: str, properties: tuple[st
     an evaluation (`task.evaluate`) it returns the metrics, "loss" among them.
     """
     function = _function(train)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    log_to_stderr()
     signal.signal(signal.SIGTERM, _interrupt)
     with common.federation() as federation:
         if chosen["token"] is not None:

@@ -22,6 +22,10 @@ CLOCK_WINDOW = 200
 """How many of the newest records of a partition tell of clocks."""
 
 CLOCK_TOLERANCE_S = 2.0
+
+MOST_SUBJECT = 200
+"""Characters of a writer's name that are told; a header may be as long as a record."""
+
 MARKS = {Severity.OK: "ok     ", Severity.WARNING: "WARNING", Severity.FAILURE: "FAILURE"}
 
 
@@ -127,8 +131,9 @@ def _ahead(record: Record) -> tuple[str, float]:
     """Return who wrote a record and by how many seconds their clock was ahead of the bus's; no name if it does not say."""
     try:
         said = datetime.fromisoformat((record.header("ce_time") or b"").decode())
-        return (record.header("ce_subject") or b"").decode(), said.timestamp() - record.timestamp_ms / 1000
-    except (ValueError, OverflowError):
+        subject = (record.header("ce_subject") or b"").decode()[:MOST_SUBJECT]
+        return subject, said.timestamp() - record.timestamp_ms / 1000
+    except (ValueError, OverflowError, OSError):
         return "", 0.0
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json
+from refold.cli.parameters import read_parameters
 from refold.consumers.selection import SELECTIONS
 from refold.federation import Federation
 from refold.founding import AGGREGATIONS, DEFENCES, create
 from refold.plan import Plan
 from refold.schemas.canonical import Scalar
-from refold.schemas.errors import ConfigurationError, NotFoundError, UsageError
+from refold.schemas.errors import UsageError
 from refold.schemas.events import SnapshotPolicy
 from refold.schemas.updates import CODECS
 from refold.state.optimizers import OPTIMIZERS, from_settings
@@ -67,31 +66,6 @@ def init(common: Common, source: str, **chosen: Any) -> None:
     )
     with federation:
         _tell(federation, as_json=common.json)
-
-
-def read_parameters(path: Path) -> Mapping[str, Any]:
-    """Return the arrays of a ``.npz`` or ``.safetensors`` file. Nothing is unpickled.
-
-    Raises
-    ------
-    NotFoundError, UsageError, ConfigurationError
-        There is no such file, it has another ending, or is not what its ending says.
-    """
-    if not path.is_file():
-        raise NotFoundError("no such file", path=path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return dict(load_file(path))
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-    except OSError:
-        raise
-    except Exception as error:  # Each library has errors of its own for a broken file.
-        raise ConfigurationError(f"not a sound {path.suffix} file: {error}", path=path) from error
-    raise UsageError("not a file of parameters", path=path, hint="give a .npz or .safetensors file")
 
 
 def pairs(words: tuple[str, ...]) -> dict[str, Scalar]:

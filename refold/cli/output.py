@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from refold.consumers.audit.findings import Progress
-from refold.jsonable import safe_text
+from refold.jsonable import json_text, safe_text
 
 
 def say(text: str) -> None:
@@ -25,7 +25,26 @@ def note(text: str) -> None:
 
 def say_json(value: Any, *, indent: int | None = None) -> None:
     """Write a value as JSON; without `indent` on one line."""
-    print(json.dumps(value, indent=indent, ensure_ascii=False), flush=True)
+    print(json_text(value, indent=indent), flush=True)
+
+
+class SafeFormatter(logging.Formatter):
+    """Writes a line of a log so that nothing in it, whoever it came from, begins another line or moves a cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the line itself."""
+        return safe_text(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return a traceback, indented, so that none of its lines passes for one of the log's."""
+        return "\n".join(f"    {safe_text(line)}" for line in super().formatException(ei).split("\n"))
+
+
+def log_to_stderr() -> None:
+    """Let warnings and worse be told on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:

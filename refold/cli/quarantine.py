@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import click
 
-from refold.bus.contract import Place, Record
+from refold.bus.contract import MAX_RECORD_BYTES, Place, Record
 from refold.bus.payloads import PayloadReader
 from refold.bus.ranges import records_in
 from refold.bus.topics import is_chunk
@@ -38,29 +39,25 @@ def quarantine() -> None:
 def list_(common: Common, client: str | None, reason: str | None) -> None:
     """List what is in quarantine, oldest first, each by where it lay in `updates`."""
     with common.federation() as federation:
+        # What is told of each and no more: the records hold up to 64 KiB of refused bytes.
+        told: Callable[[Record, Quarantined], Any] = _object if common.json else _row
         found = [
-            (record, said)
+            ((record.timestamp_ms, said.partition, said.offset), told(record, said))
             for record, said in _kept(federation)
             if client in (None, said.client) and (reason is None or reason in said.reasons)
         ]
-    found.sort(key=lambda pair: (pair[0].timestamp_ms, pair[1].partition, pair[1].offset))
+    found.sort(key=itemgetter(0))
     if common.json:
-        for record, said in found:
-            say_json(_object(record, said))
+        for _, one in found:
+            say_json(one)
         return
-    rows = [
-        (
-            f"{said.partition}/{said.offset}",
-            said.client or "-",
-            ",".join(said.reasons),
-            size_text(said.payload.size_bytes),
-            when,
-        )
-        for record, said in found
-        for when in (time_text(record.timestamp_ms),)
-    ]
-    for line in table(("update", "client", "reasons", "size", "when"), rows):
+    for line in table(("update", "client", "reasons", "size", "when"), [row for _, row in found]):
         say(line)
+
+
+def _row(record: Record, said: Quarantined) -> tuple[str, ...]:
+    update, size = f"{said.partition}/{said.offset}", size_text(said.payload.size_bytes)
+    return (update, said.client or "-", ",".join(said.reasons), size, time_text(record.timestamp_ms))
 
 
 @quarantine.command("show")
@@ -77,13 +74,13 @@ def show(common: Common, update: str, output: str | None) -> None:
         record, said = found[-1]
         reader = PayloadReader(federation.bus, federation.topics.quarantine)
         try:
-            data = reader.read_bytes(said.payload)
+            manifest = _copy(reader.read(said.payload), said.record_bytes, output)
         finally:
             reader.close()
     if output:
-        Path(output).write_bytes(data)
-        note(f"wrote {len(data):,} bytes to {output}, {said.record_bytes:,} of them the manifest; they are not to be trusted")
-    told = {**_object(record, said), "manifest": _manifest(data[: said.record_bytes])}
+        size_bytes = said.payload.size_bytes
+        note(f"wrote {size_bytes:,} bytes to {output}, {said.record_bytes:,} of them the manifest; they are not to be trusted")
+    told = {**_object(record, said), "manifest": _manifest(manifest)}
     if common.json:
         say_json(told)
     else:
@@ -121,6 +118,18 @@ def _ordered(common: Common, asked: BanClient | ReleaseClient, done: str, timeou
         say(f"{asked.client}  {'ordered' if index is None else f'{done} by event {index}'}")
 
 
+def _copy(chunks: Iterable[bytes], first_bytes: int, output: str | None) -> bytes:
+    """Write chunks to a file, if one is named, as they come; return the first bytes of all."""
+    first = bytearray()
+    with open(output or os.devnull, "wb") as file:
+        for chunk in chunks:
+            first += chunk[: max(0, min(first_bytes, MAX_RECORD_BYTES) - len(first))]
+            if output is None and len(first) >= first_bytes:
+                break
+            file.write(chunk)
+    return bytes(first)
+
+
 def _kept(federation: Federation) -> Iterator[tuple[Record, Quarantined]]:
     topic = federation.topics.quarantine
     for partition in range(federation.bus.topics()[topic].partitions):
@@ -136,7 +145,7 @@ def _kept(federation: Federation) -> Iterator[tuple[Record, Quarantined]]:
 
 def _place(text: str) -> tuple[int, int]:
     parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdigit() and len(part) < 19 for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 19 for part in parts):
         raise UsageError(f"{text!r} is not PARTITION/OFFSET", hint="`refold quarantine list` names them")
     return int(parts[0]), int(parts[1])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
@@ -16,7 +15,7 @@ import click
 from refold.bus.contract import Consumer, Place
 from refold.cli.describe import one_line
 from refold.cli.options import Common, common
-from refold.cli.output import note, say, say_json, table
+from refold.cli.output import log_to_stderr, note, say, say_json, table
 from refold.cli.status import GroupStatus, StatusReader
 from refold.consumers.server import GROUPS
 from refold.federation import Federation
@@ -55,7 +54,7 @@ def serve(
         if status or watch is not None:
             _watch_status(federation, groups or GROUPS, watch, as_json=common.json)
             return
-        _log_to_stderr()
+        log_to_stderr()
         server = federation.serve(groups or GROUPS, member=member, even_incomplete=even_incomplete)
         news = Watch(federation, from_end=not until_end)
         try:
@@ -130,10 +129,6 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
 
 def _watch_status(federation: Federation, groups: tuple[str, ...], every_s: float | None, *, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 
 from refold.bus.security import FILES, OTHER_PREFIX, PREFIX, SECRETS, KafkaSecurity, environment_layer, refuse_unknown
 from refold.schemas.errors import ConfigurationError, UsageError
+from refold.schemas.files import read_small
 
 FILE = "refold.toml"
 EVERYWHERE = ("bus", "keys", "json")
@@ -121,8 +122,8 @@ def _refuse_secrets(layer: dict[str, Any], **where: object) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_small(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # Of numbers with thousands of digits and of deep nesting, too.
         raise ConfigurationError(f"cannot be read as TOML: {error}", path=path) from error
 
 

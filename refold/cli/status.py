@@ -152,4 +152,4 @@ class StatusReader:
 def _said(metadata: str) -> tuple[str | None, int | None]:
     """Return member and time of a stored position, as consistency writes them."""
     member, _, when = metadata.rpartition(" ")
-    return (member, int(when)) if member and when.isdigit() else (None, None)
+    return (member, int(when)) if member and when.isdecimal() and len(when) < 19 else (None, None)

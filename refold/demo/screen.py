@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -68,7 +69,8 @@ class Screen:
             self.console.print(
                 f"round {one['round']:>3} rebuilt from genesis and from a snapshot: {one['digest'][:12]}… {verdict}"
             )
-        self.console.print(f"{request.out}/ holds report.json, accuracy.png, and each run's log and bus file", soft_wrap=True)
+        out = escape(str(request.out))
+        self.console.print(f"{out}/ holds report.json, accuracy.png, and each run's log and bus file", soft_wrap=True)
 
 
 def _table(found: list[Finding]) -> Table:
@@ -77,7 +79,8 @@ def _table(found: list[Finding]) -> Table:
         table.add_column(heading, justify="right" if heading == "round" else "left")
     for rounds, one in _rows(found):
         style = "" if one.caught else "red"
-        table.add_row(one.kind, one.client, rounds, one.found_by or "nobody", one.reason, style=style)
+        # No name is markup.
+        table.add_row(*map(escape, (one.kind, one.client, rounds, one.found_by or "nobody", one.reason)), style=style)
     return table
 
 

@@ -17,6 +17,7 @@ from refold.bus._kafka_batches import (
     MAX_BATCH_BYTES,
     UNREADABLE,
     Sender,
+    _put,
     crc32c,
     encode_batch,
     encode_record,
@@ -165,3 +166,28 @@ def test_a_transactions_marker_holds_no_records():
     marker = batch_of([(0, b"\x00\x00\x00\x01", b"\x00\x00\x00\x00\x00\x00", ())])
     struct.pack_into(">h", marker, 21, 0x30)
     assert read(sealed(marker)) == []
+
+
+@pytest.mark.parametrize("codec", [GZIP, ZSTD])
+def test_f31_a_batch_of_millions_of_headers_comes_as_one_record_in_bounded_memory(codec):
+    """A few kilobytes that would become 8 million pairs of empty texts, 576 MiB of memory, in one record."""
+    count = 8_000_000
+    head = encode_record(0, 0, None, b"", ())
+    inner = b"".join(head)[1:-1] + varint(count) + b"\x00\x00" * count
+    body = varint(len(inner)) + inner
+    assert len(body) < MAX_BATCH_BYTES
+    compress = gzip.compress if codec == GZIP else zstandard.ZstdCompressor().compress
+    bomb = compressed(batch_of([(0, None, b"", ())]), codec, compress(body))
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    [record] = read(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert b"8000000 headers" in record.header(UNREADABLE)
+    assert peak < 4 * MAX_BATCH_BYTES
+
+
+def varint(number):
+    out = bytearray()
+    _put(out, number)
+    return bytes(out)

@@ -38,7 +38,7 @@ from refold.schemas.canonical import (
 from refold.schemas.checks import Alert, EnrolClient
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.model import INTEGER_DTYPES, ModelSchema, TensorSchema
-from refold.schemas.payload import Payload, describe
+from refold.schemas.payload import Payload, chunk_digest, describe, payload_root
 from refold.schemas.reasons import REASONS
 
 LONGEST = 40
@@ -450,3 +450,16 @@ def test_a_type_that_has_no_wire_form_cannot_be_registered(scratch_registry: Non
 
     with pytest.raises(TypeError, match="no wire form"):
         record(9004)(Toy)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**62, 2**62), (2**41, 0), (2**20, 0, 2**21)])
+def test_f32_a_shape_that_no_array_can_have_is_refused_though_it_is_empty(shape: tuple[int, ...]) -> None:
+    assert refused(msgpack.packb([1, 1, "t", "float32", shape, 0, "mean"])) == "schema"
+
+
+@pytest.mark.parametrize("length", [0, 4, 6, 1_000_000])
+def test_f30_an_inline_payload_that_lies_about_its_length_is_refused(length: int) -> None:
+    digest = chunk_digest(b"12345")
+    with pytest.raises(InvalidRecord) as caught:
+        Payload(payload_root([digest], [length]), (digest,), (length,), b"12345", None)
+    assert caught.value.reason == "lengths"

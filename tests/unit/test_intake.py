@@ -1,6 +1,8 @@
 """From `updates` to verdicts, one turn at a time: holes, crashes over one update, open uploads, positions, deletion."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from refold.schemas.checks import Alert, Attempted, Checked, EndFederation, Enro
 from refold.schemas.errors import IntegrityError, InvalidRecord
 from refold.schemas.events import ClientEnrolled, FederationEnded, RoundClosed, Unattributed, UpdateAccepted, UpdateRejected
 from refold.schemas.keys import SigningKey
-from refold.schemas.payload import describe
+from refold.schemas.payload import Payload, chunk_digest, describe, payload_root
 from refold.testing import SteppedServer, craft_update, random_delta, send_update
 
 NAMES = ("ann", "bob", "eve")
@@ -460,6 +462,33 @@ def test_f34_chunks_without_a_manifest_are_bounded_in_count_bytes_and_time(
     window.add(chunk(20_000, b"new"))
     assert len(window) == 1
     assert window._bytes == 3
+
+
+def test_f34_a_writers_key_as_long_as_a_record_costs_the_window_no_more_than_a_short_one(
+    window_on: Callable[..., tuple[ChunkWindow, ManualClock]],
+) -> None:
+    window, _ = window_on()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            window.add(replace(chunk(number, b"%d" % number), key=bytes(900_000) + b"%d" % number))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(window) == 100
+    assert held < 1 << 20
+
+
+def test_f34_a_chunk_of_another_length_than_the_manifest_says_is_as_good_as_missing(
+    window_on: Callable[..., tuple[ChunkWindow, ManualClock]],
+) -> None:
+    window, _ = window_on()
+    window.add(chunk(0, b"four"))
+    digest = chunk_digest(b"four")
+    payload = Payload(payload_root([digest], [1]), (digest,), (1,), None, None)
+    with pytest.raises(InvalidRecord) as caught:
+        list(window.read(payload, None))
+    assert caught.value.reason == "missing-chunk"
 
 
 def test_the_window_hands_over_chunks_until_they_are_forgotten(

@@ -1,11 +1,13 @@
 """Keys: private ones stay private, and a signature means one key, one purpose, one message."""
 
+import base64
 import os
 import stat
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from refold.schemas.errors import ConfigurationError, NotFoundError
@@ -98,3 +100,24 @@ def test_a_key_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
 def test_the_same_seed_makes_the_same_key_and_another_seed_another() -> None:
     assert SigningKey.from_seed(bytes(32)).public == SigningKey.from_seed(bytes(32)).public
     assert SigningKey.from_seed(bytes(32)).public != SigningKey.from_seed(b"\1" * 32).public
+
+
+def test_a_key_of_a_kind_that_nobody_knows_is_a_setting_that_is_wrong(tmp_path: Path) -> None:
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    strange = pem.replace(b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x7f")
+    assert strange != pem
+    text = base64.encodebytes(strange).decode()
+    path = tmp_path / "strange.pem"
+    path.write_text(f"-----BEGIN PRIVATE KEY-----\n{text}-----END PRIVATE KEY-----\n")
+    for read in (SigningKey.load, load_public):
+        with pytest.raises(ConfigurationError, match="not a private key"):
+            read(path)
+
+
+def test_a_file_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="larger than"):
+        load_public("/dev/zero")
+    with pytest.raises(ConfigurationError, match="larger than"):
+        SigningKey.load("/dev/zero")

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import struct
 from pathlib import Path
 
+import blake3
 import pytest
 
-from refold.producers.outbox import Outbox, Parcel
+from refold.producers.outbox import MAGIC, Outbox, Parcel
 from refold.schemas.errors import StorageFullError
 
 
@@ -20,7 +22,7 @@ def test_what_is_kept_comes_back_as_the_same_bytes_oldest_first(tmp_path: Path) 
         outbox.put(parcel(number))
         path = tmp_path / "box" / f"{parcel(number).digest.hex()}.update"
         os.utime(path, ns=(number * 10**9, (10 - number) * 10**9))
-    assert Outbox(tmp_path / "box").waiting() == [parcel(3), parcel(2), parcel(1)]
+    assert list(Outbox(tmp_path / "box").waiting()) == [parcel(3), parcel(2), parcel(1)]
     assert outbox.digests() == {parcel(number).digest for number in (1, 2, 3)}
 
 
@@ -29,21 +31,21 @@ def test_what_is_dropped_is_gone_and_dropping_it_again_does_nothing(tmp_path: Pa
     outbox.put(parcel())
     outbox.drop(parcel().digest)
     outbox.drop(parcel().digest)
-    assert outbox.waiting() == []
+    assert list(outbox.waiting()) == []
 
 
 def test_keeping_the_same_update_twice_keeps_it_once_and_needs_no_more_room(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, max_bytes=300)
     outbox.put(parcel())
     outbox.put(parcel())
-    assert outbox.waiting() == [parcel()]
+    assert list(outbox.waiting()) == [parcel()]
 
 
 def test_what_a_crash_left_half_written_is_removed(tmp_path: Path) -> None:
     (tmp_path / f"{bytes(32).hex()}.tmp").write_bytes(b"half")
     outbox = Outbox(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert outbox.waiting() == []
+    assert list(outbox.waiting()) == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "longer"])
@@ -57,9 +59,9 @@ def test_f26_a_file_that_is_not_whole_is_put_aside_and_never_sent(tmp_path: Path
         data[len(data) // 2] ^= 1
     broken = {"flip": bytes(data), "cut": bytes(data[:-7]), "empty": b"", "foreign": b"hello", "longer": bytes(data) + b"x"}
     path.write_bytes(broken[damage])
-    assert outbox.waiting() == [parcel(2)]
+    assert list(outbox.waiting()) == [parcel(2)]
     assert path.with_suffix(".broken").read_bytes() == broken[damage]
-    assert outbox.waiting() == [parcel(2)]
+    assert list(outbox.waiting()) == [parcel(2)]
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
         data = bytearray(whole)
         data[place // 8] ^= 1 << place % 8
         path.write_bytes(bytes(data))
-        assert outbox.waiting() == []
+        assert list(outbox.waiting()) == []
         path.with_suffix(".broken").unlink()
 
 
@@ -79,7 +81,7 @@ def test_a_file_of_another_name_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.update").write_bytes(b"mine")
     outbox = Outbox(tmp_path)
     outbox.put(parcel(1))
-    assert outbox.waiting() == [parcel(1)]
+    assert list(outbox.waiting()) == [parcel(1)]
     assert outbox.digests() == {parcel(1).digest}
     assert (tmp_path / "notes.update").read_bytes() == b"mine"
 
@@ -89,7 +91,7 @@ def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
     outbox.put(parcel(1, size=600))
     with pytest.raises(StorageFullError, match="may hold 1,000"):
         outbox.put(parcel(2, size=600))
-    assert outbox.waiting() == [parcel(1, size=600)]
+    assert list(outbox.waiting()) == [parcel(1, size=600)]
     outbox.drop(parcel(1).digest)
     outbox.put(parcel(2, size=600))
 
@@ -107,7 +109,7 @@ def test_f24_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path, monkeypat
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
     outbox.put(parcel())
-    assert outbox.waiting() == [parcel()]
+    assert list(outbox.waiting()) == [parcel()]
 
 
 def test_a_file_that_another_process_sent_meanwhile_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,3 +124,42 @@ def test_a_file_that_another_process_sent_meanwhile_is_not_missed(tmp_path: Path
 
     monkeypatch.setattr(Path, "read_bytes", read)
     assert parcel(2) not in outbox.waiting()
+
+
+def resealed(body: bytes) -> bytes:
+    return body + blake3.blake3(body).digest()
+
+
+@pytest.mark.parametrize(("manifest_bytes", "count"), [(2**63, 0), (0, 2**61), (0, 2**32), (8, 1), (10**6, 0)])
+def test_a_file_whose_lengths_lie_is_set_aside_though_its_digest_is_right(
+    tmp_path: Path, manifest_bytes: int, count: int
+) -> None:
+    outbox = Outbox(tmp_path)
+    name = tmp_path / f"{'ab' * 32}.update"
+    name.write_bytes(resealed(MAGIC + struct.pack("<2Q", manifest_bytes, count) + bytes(7)))
+    assert list(outbox.waiting()) == []
+    assert name.with_suffix(".broken").exists()
+
+
+def test_updates_are_read_one_at_a_time_and_those_alone_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(tmp_path)
+    for number in range(4):
+        outbox.put(parcel(number))
+    read: list[str] = []
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.stem) or whole(path))
+    waiting = outbox.waiting()
+    next(waiting)
+    assert len(read) == 1
+    assert [one.digest for one in outbox.waiting({parcel(2).digest})] == [parcel(2).digest]
+    assert len(read) == 2
+
+
+def test_an_update_that_is_none_is_set_aside_and_kept(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.put(parcel(1))
+    outbox.set_aside(parcel(1).digest)
+    assert list(outbox.waiting()) == []
+    assert [path.suffix for path in tmp_path.iterdir()] == [".broken"]

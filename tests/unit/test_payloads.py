@@ -196,3 +196,30 @@ def test_a_payload_that_contradicts_itself_cannot_be_made(change: dict[str, obje
 def test_bytes_are_cut_into_chunks_and_no_bytes_into_an_empty_one() -> None:
     assert list(map(len, split(bytes(2_500_000)))) == [1_000_000, 1_000_000, 500_000]
     assert split(b"") == [b""]
+
+
+def test_a_chunk_of_another_length_than_the_payload_says_is_not_there(bus: MemoryBus) -> None:
+    honest = sent(bus, [b"x" * 5000, b"y"]).at(None)
+    lengths = (1, 1)
+    lying = Payload(payload_root(honest.chunks, lengths), honest.chunks, lengths, None, None)
+    with pytest.raises(IntegrityError, match="not in the topic"):
+        read(bus, lying)
+    assert read(bus, honest) == b"x" * 5000 + b"y"
+
+
+def test_the_index_of_a_topic_that_clients_write_keeps_the_newest_chunks_of_each_partition(
+    bus: MemoryBus, rng: np.random.Generator
+) -> None:
+    old, elsewhere = sent(bus, key=b"a"), sent(bus, [b"else", b"where"], key=b"b")
+    assert old.hint is not None
+    assert elsewhere.hint is not None
+    assert old.hint.partition != elsewhere.hint.partition
+    garbage(bus, 300, old.hint.partition, rng)
+    new = sent(bus, [b"newest", b"of all"])
+    reader = PayloadReader(bus, TOPIC, max_indexed=150)
+    assert reader.read_bytes(new.at(None)) == b"newestof all"
+    assert reader.read_bytes(elsewhere.at(None)) == b"elsewhere"
+    assert [len(offsets) for offsets in reader._index.values() if len(offsets) > 2] == [50]
+    assert list(reader.read_what_is_there(old.at(None))) == []
+    reader.close()
+    assert read(bus, old.at(None)) == WHOLE
