@@ -17,9 +17,7 @@ _OWN = "sqlite_"
 _SOUND = {
     "topics": """typeof(name) = 'text' AND typeof(partitions) = 'integer' AND typeof(compacted) = 'integer'
         AND typeof(retention_s) IN ('null', 'real', 'integer')
-        AND partitions > 0 AND (
-            SELECT count(*) = partitions AND count(DISTINCT p.partition) = partitions AND max(p.partition) = partitions - 1
-            FROM partitions AS p WHERE p.topic_id = topics.topic_id)""",
+        AND partitions BETWEEN 1 AND 65536""",
     "partitions": """typeof(partition) = 'integer' AND typeof(next_offset) = 'integer' AND typeof(latest_ms) = 'integer'
         AND typeof(cleaned_offset) = 'integer' AND partition >= 0 AND place_id BETWEEN 1 AND (1 << 23) - 1
         AND next_offset BETWEEN 0 AND (1 << 40) - 1""",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from refold.cli.errors import _described, _line
 from refold.schemas.errors import InvalidRecord, RefoldError
 from refold.schemas.reasons import REASONS
 
@@ -73,7 +74,7 @@ class Decoder:
                 raise Defect(f"the reason {error.reason!r} is none that a verdict may carry") from error
             return error.reason
         except self.errors as error:
-            check_printable(str(error.message))
+            check_printable(_line(_described(error)))
             return type(error).__name__
 
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from random import Random
 from typing import Any
 
+import blake3
 import msgpack
 
 from refold.bus.contract import Record
@@ -15,7 +16,7 @@ from refold.cli.describe import one_line
 from refold.consumers.consistency import checked, inspect
 from refold.consumers.features import Features
 from refold.jsonable import safe_text, to_json
-from refold.schemas.canonical import decode, encode, number_of, version_of
+from refold.schemas.canonical import decode, encode, number_of
 from refold.schemas.checks import Checked
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.keys import UPDATE_TAG, verify
@@ -66,7 +67,7 @@ def judge(codec: str, value: Input) -> str:
     """Inspect an update, write down what was found, and see who signed it."""
     record = Record("fuzz.updates", 0, 7, 0, b"ann", value[0], ())
     window: Any = _Chunks(value[1:])
-    finding = inspect(samples.inspector(codec), window, record)
+    finding = inspect(samples.inspector(codec), window, record, lambda _client, _sealing: "sealing")
     fact = decode(encode(checked(record, finding, 6, 7, 8, "fuzz")), Checked)
     check_printable(fact.detail)
     if finding.update is None:
@@ -93,16 +94,14 @@ def mend(value: Input, chance: Random) -> Input:
         if isinstance(payload, list) and len(payload) == len(Payload.__dataclass_fields__):
             _mend_payload(payload, value[1:])
         if chance.random() < 0.9:
-            tree[3] = samples.KEY.sign(UPDATE_TAG, _digest(body))
+            tree[3] = samples.KEY.sign(UPDATE_TAG, _digest(tree[1], body))
         return (msgpack.packb(tree, use_bin_type=True), *value[1:])
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError, msgpack.UnpackException):
         return value
 
 
-def _digest(body: list[Any]) -> bytes:
-    import blake3
-
-    packed = msgpack.packb([number_of(UpdateBody), version_of(UpdateBody), *body], use_bin_type=True)
+def _digest(version: int, body: list[Any]) -> bytes:
+    packed = msgpack.packb([number_of(UpdateBody), version, *body], use_bin_type=True)
     return blake3.blake3(packed, derive_key_context="refold 2026 client update").digest()
 
 

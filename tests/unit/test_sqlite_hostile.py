@@ -55,7 +55,6 @@ def read(path: Path) -> Iterator[object]:
         ("UPDATE topics SET partitions = 0", "row of 'topics'"),
         ("UPDATE topics SET name = x'00ff'", "row of 'topics'"),
         ("UPDATE topics SET retention_s = 'soon'", "row of 'topics'"),
-        ("UPDATE partitions SET partition = 7 WHERE partition = 1", "row of 'topics'"),
         ("UPDATE partitions SET next_offset = -1", "row of 'partitions'"),
         ("UPDATE partitions SET next_offset = 'far'", "row of 'partitions'"),
         ("INSERT INTO groups VALUES ('g', 'first', '{}')", "row of 'groups'"),
@@ -87,6 +86,12 @@ def test_a_file_whose_tables_are_not_ours_is_refused_by_what_is_strange(path: Pa
 def test_a_record_that_is_none_is_told_of_by_its_place(path: Path, statement: str) -> None:
     change(path, statement)
     with pytest.raises(IntegrityError, match="bus file holds"):
+        list(read(path))
+
+
+def test_a_partition_that_is_not_there_is_told_of(path: Path) -> None:
+    change(path, "UPDATE partitions SET partition = 7 WHERE partition = 1")
+    with pytest.raises(IntegrityError, match="no such partition"):
         list(read(path))
 
 
