@@ -12,7 +12,8 @@ Durable steps of an update, before those of `refold.producers.publisher`: 1. the
 is drawn and the update coded. A crash after 1 counts a release that never was, so never too few.
 
 Sources: Dwork and Roth, The algorithmic foundations of differential privacy, 2014; Kasiviswanathan et al., What can we learn
-privately?, 2011 (the local model); Google's dp-accounting, which adds the costs up.
+privately?, 2011 (the local model); Dong, Roth and Su, Gaussian differential privacy, 2022 (composition); Balle and Wang,
+Improving the Gaussian mechanism, 2018, as Google's dp-accounting has it (ε).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class PrivateUpdates:
 
 
 def epsilon_of(released: Iterable[tuple[float, int]], delta: float) -> float:
-    """Return the ε of so many releases, each with its noise multiplier, at a δ; an upper bound, tight to a millionth.
+    """Return the ε of so many releases, each with its noise multiplier, at a δ; exact to a millionth.
 
     Raises
     ------
@@ -146,14 +147,12 @@ def epsilon_of(released: Iterable[tuple[float, int]], delta: float) -> float:
 def _epsilon(released: tuple[tuple[float, int], ...], delta: float) -> float:
     try:
         import dp_accounting
-        from dp_accounting.pld import PLDAccountant
     except ImportError as error:
         raise ConfigurationError(
             "what privacy costs is added up by dp-accounting, which is not installed", hint="pip install 'refold[privacy]'"
         ) from error
     if not released:
         return 0.0
-    accountant = PLDAccountant()
-    for multiplier, count in released:
-        accountant.compose(dp_accounting.GaussianDpEvent(multiplier / SENSITIVITY), count)
-    return float(accountant.get_epsilon(delta))
+    # Gaussian mechanisms one after another are one whose inverse square multiplier is the sum of theirs, exactly.
+    together = math.sqrt(sum(count / (multiplier / SENSITIVITY) ** 2 for multiplier, count in released))
+    return float(dp_accounting.get_epsilon_gaussian(1.0 / together, delta))

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dp_accounting
 import numpy as np
 import numpy.typing as npt
 import pytest
 from clikit import Shell
+from dp_accounting.pld import PLDAccountant
 from scipy.optimize import brentq
 from scipy.stats import kstest, norm
 
@@ -113,10 +115,18 @@ def test_the_noise_is_normal_and_never_the_same_twice() -> None:
 )
 def test_the_cost_is_that_of_the_closed_form(multiplier: float, count: int, delta: float) -> None:
     # Two clipped changes are at most two clips apart, so the mechanism has half the multiplier.
-    expected = closed_form(multiplier / 2, count, delta)
-    found = epsilon_of([(multiplier, count)], delta)
-    assert expected <= found * (1 + 1e-9)
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert epsilon_of([(multiplier, count)], delta) == pytest.approx(closed_form(multiplier / 2, count, delta), rel=1e-6)
+
+
+def test_the_cost_agrees_with_the_librarys_other_way_of_adding_up() -> None:
+    accountant = PLDAccountant()
+    accountant.compose(dp_accounting.GaussianDpEvent(2.0), 10)
+    accountant.compose(dp_accounting.GaussianDpEvent(4.0), 5)
+    assert epsilon_of([(4.0, 10), (8.0, 5)], 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-4)
+
+
+def test_hardly_any_noise_costs_very_much_and_takes_no_memory() -> None:
+    assert epsilon_of([(1e-4, 1000)], 1e-5) > 1e11
 
 
 def test_one_release_at_multiplier_two_costs_what_the_literature_says_of_the_gaussian_mechanism_at_one() -> None:
