@@ -150,7 +150,7 @@ def limits() -> str:
         ("sum of a round's weights", aggregation.MAX_TOTAL_WEIGHT, ""),
         ("weight of an update, in medians of its cohort", planning.WEIGHT_CAP, ""),
         ("events inside one commit", commits.MAX_INLINE_EVENTS_BYTES, "bytes"),
-        ("`EventList` records that a reader keeps until their commit comes", ledger.WINDOW_CHUNKS, ""),
+        ("`EventList` records that a reader keeps until their commit comes", ledger.WINDOW_BYTES, "bytes"),
         ("judged updates, sequence numbers and rounds remembered of a client", standing.REMEMBERED, ""),
         ("a chunk may wait for its manifest", window.GRACE_S, "s"),
         ("heartbeats missed until a client is not waited for", liveness.BEATS_MISSED, ""),
