@@ -140,7 +140,8 @@ class Consistency:
         self._life = f"{life or os.urandom(4).hex()}/{member}"[:200]
         self._clock = clock
         self._accepted = LedgerReader(bus, topics.accepted)
-        self._window = ChunkWindow(self._bus, topics.updates, clock)
+        bounds = (inspector.open_chunks, inspector.open_chunk_bytes)
+        self._window = ChunkWindow(self._bus, topics.updates, clock, of_one_writer=bounds)
         self._producer = self._bus.producer()
         self._previous: dict[Place, int] = {}
         self._covered: dict[Place, PartitionPosition] = {}

@@ -29,6 +29,7 @@ from refold.consumers.bounding import bounds_of
 from refold.consumers.commands import CommandReader
 from refold.consumers.detectors import Cohort, Ensemble, Opinion
 from refold.consumers.evidence import ChunksGone, Evidence
+from refold.consumers.hearing import Hearing
 from refold.consumers.inspection import Inspector
 from refold.consumers.intake import Intake
 from refold.consumers.keyrequests import granted, request_fault
@@ -137,6 +138,7 @@ class _Active:
         self._alerts = Alerts(bus, topics, clock)
         self._writer = LedgerWriter(bus, self._accepted, writer=member, clock=clock)
         self._liveness = Liveness()
+        self._hearing = Hearing(self._liveness)
         self._deadline = Deadline()
         self._suspicions = Suspicions()
         self._since_s = clock.monotonic_s()
@@ -214,17 +216,15 @@ class _Active:
             self._alerts.raise_("commands", "warning", f"not obeyed: {complaint}", "", self.roster.plan.round)
 
     def _hear(self) -> None:
-        now_s = self._clock.monotonic_s()
+        beats = []
         for record in self._health.poll(0.0):
             try:
                 beat = decode(record.value or b"", Heartbeat)
             except InvalidRecord:
                 continue
-            if self._takes_part(beat.client) and beat.federation == self._topics.federation:
-                self._liveness.beat(beat, self.roster.plan.heartbeat_ms, now_s)
-
-    def _takes_part(self, client: str) -> bool:
-        return not self.roster.required or client in self.roster.active
+            if beat.federation == self._topics.federation:
+                beats.append(beat)
+        self._hearing.take(self.roster, beats, self._clock.monotonic_s())
 
     def _living(self, now_s: float) -> frozenset[str]:
         """Return the clients that live and may take part."""

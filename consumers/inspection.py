@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from refold.consumers.features import ZEROS, FeatureExtractor, Features
+from refold.consumers.limits import Limits
 from refold.consumers.sealing import SealingKeys, opened
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
@@ -19,6 +20,12 @@ from refold.schemas.sealing import OVERHEAD_BYTES, SUITE
 from refold.schemas.topk import most_bytes, most_entries
 from refold.schemas.updates import KINDS, TRAIN, ClientUpdate, UpdateBody
 from refold.state.delta import TOPK, check_exponents, decode_update
+
+OPEN_UPDATES = 4
+"""So many whole updates may one writer have under way at once, what was left of uploads that were cut off among them."""
+
+LEAST_OPEN_CHUNKS = 64
+LEAST_OPEN_BYTES = 16 << 20
 
 MAX_MANIFEST_BYTES = 400_000
 """A manifest fits into what consistency says of it, beside its features, and that into one record."""
@@ -34,6 +41,8 @@ class Inspector:
         The most entries of float tensors that an update may carry; None where updates carry all of them.
     keys
         What opens sealed updates.
+    limits
+        What one client may take up.
     """
 
     federation: str
@@ -42,6 +51,7 @@ class Inspector:
     extractor: FeatureExtractor
     entries: int | None
     keys: SealingKeys
+    limits: Limits
 
     @classmethod
     def of(cls, genesis: Genesis, secret: bytes, keys: SealingKeys | None = None) -> Inspector:
@@ -49,7 +59,25 @@ class Inspector:
         schema = genesis.schema
         extractor, policy = FeatureExtractor(schema, secret), genesis.policy
         entries = most_entries(extractor.count, policy.density_ppm) if policy.codec == TOPK else None
-        return cls(genesis.federation, schema, Layout.of(schema), extractor, entries, keys or SealingKeys())
+        limits = Limits.of(genesis.identity.limits)
+        return cls(genesis.federation, schema, Layout.of(schema), extractor, entries, keys or SealingKeys(), limits)
+
+    @property
+    def most_payload_bytes(self) -> int:
+        """What an honest encoder makes of any update at most, unsealed."""
+        blocks = len(self.layout)
+        most = self.layout.size_bytes + self.layout.size_bytes // 32 + 1024 * (blocks + 1)
+        return most if self.entries is None else min(most, most_bytes(self.layout, self.entries))
+
+    @property
+    def open_chunks(self) -> int:
+        """How many chunks of one writer may wait for their manifest."""
+        return self.limits.open_chunks or max(LEAST_OPEN_CHUNKS, OPEN_UPDATES * len(self.layout))
+
+    @property
+    def open_chunk_bytes(self) -> int:
+        """How many bytes these may have."""
+        return self.limits.open_chunk_bytes or max(LEAST_OPEN_BYTES, OPEN_UPDATES * self.most_payload_bytes)
 
     def open(self, value: bytes | None) -> ClientUpdate:
         """Decode a manifest.
@@ -103,15 +131,17 @@ class Inspector:
         """Refuse a payload that no honest encoder makes, before a byte of it is read."""
         assert body.payload is not None
         blocks = len(self.layout)
-        most = self.layout.size_bytes + self.layout.size_bytes // 32 + 1024 * (blocks + 1)
-        if self.entries is not None:
-            most = min(most, most_bytes(self.layout, self.entries))
+        most = self.most_payload_bytes
         if body.sealing is not None:
             most += OVERHEAD_BYTES * max(1, blocks)
         if len(body.payload.chunks) > max(1, blocks) or body.payload.size_bytes > most:
             raise InvalidRecord(
                 "lengths", f"{len(body.payload.chunks)} chunks of {body.payload.size_bytes:,} bytes for {blocks} blocks"
             )
+
+        allowed = self.limits.update_bytes
+        if allowed and body.payload.size_bytes > allowed:
+            raise InvalidRecord("too-large", f"{body.payload.size_bytes:,} bytes where an update may have {allowed:,}")
 
     def examine(self, body: UpdateBody, chunks: Iterable[bytes]) -> Features:
         """Decode a training update block by block and return its features.

@@ -28,6 +28,11 @@ class Liveness:
         _, silence = self._heard.get(client, (0.0, LEAST_SILENCE_S))
         self._heard[client] = (now_s, silence)
 
+    def is_fresh(self, client: str, beats: int, now_s: float) -> bool:
+        """Whether a client was heard of so few intervals ago."""
+        at, silence = self._heard.get(client, (0.0, 0.0))
+        return now_s - at < silence * beats / BEATS_MISSED
+
     def living(self, now_s: float) -> frozenset[str]:
         """Return the clients heard of lately; forget those silent for long."""
         self._heard = {c: (at, silence) for c, (at, silence) in self._heard.items() if now_s - at < 100 * silence}

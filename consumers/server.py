@@ -35,6 +35,7 @@ from refold.schemas.errors import (
     UsageError,
 )
 from refold.schemas.events import Genesis
+from refold.schemas.identity import INSECURE
 from refold.schemas.keys import log_key
 
 log = logging.getLogger("refold.server")
@@ -127,6 +128,8 @@ class Server:
         self._life = os.urandom(4).hex()
         self._genesis = read_genesis(bus, topics)
         refuse_what_loses_data(bus, topics)
+        if not self._genesis.identity.required:
+            log.warning("%s is %s", topics.federation, INSECURE)
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Record
@@ -32,20 +32,46 @@ class _Open:
     partition: int
     offset: int
     since_s: float
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _Writer:
+    """What one writer has open, oldest first."""
+
+    chunks: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    size_bytes: int = 0
 
 
 class ChunkWindow:
     """Remembers chunks until the manifest that names them comes: where they lie, and the bytes of the newest `max_bytes`.
 
     A chunk whose bytes went is still in the topic and is read again from there, and nothing is deleted over it.
+
+    Parameters
+    ----------
+    of_one_writer
+        How many chunks of one writer are remembered, and how many bytes of them. Of a writer beyond that the oldest are let go
+        at once, and the topic may be cleaned over them: who opens uploads without end loses their beginnings.
     """
 
-    def __init__(self, bus: Bus, topic: str, clock: Clock, *, max_bytes: int = DEFAULT_BYTES, max_open: int = MAX_OPEN) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topic: str,
+        clock: Clock,
+        *,
+        max_bytes: int = DEFAULT_BYTES,
+        max_open: int = MAX_OPEN,
+        of_one_writer: tuple[int, int] | None = None,
+    ) -> None:
         # By writer and digest: two that happen to write the same bytes wait for a manifest each.
         self._open: OrderedDict[_Name, _Open] = OrderedDict()
         self._values: OrderedDict[bytes, bytes] = OrderedDict()
         self._floor: dict[int, _Open] = {}
         self._clock = clock
+        self._of_one_writer = of_one_writer
+        self._writers: dict[bytes, _Writer] = {}
         self._bytes = 0
         self._most_bytes = max_bytes
         self._most_open = max_open
@@ -62,10 +88,14 @@ class ChunkWindow:
         name = (_writer(record.key), digest)
         if name in self._open:
             return
-        self._open[name] = _Open(record.partition, record.offset, self._clock.monotonic_s())
+        self._open[name] = _Open(record.partition, record.offset, self._clock.monotonic_s(), len(value))
+        writer = self._writers.setdefault(name[0], _Writer())
+        writer.chunks[digest] = None
+        writer.size_bytes += len(value)
         if digest not in self._values:
             self._values[digest] = value
             self._bytes += len(value)
+        self._let_go_of_too_many(name[0])
         while self._bytes > self._most_bytes:
             self._bytes -= len(self._values.popitem(last=False)[1])
         while self._open and self._is_over(next(iter(self._open.values()))):
@@ -87,9 +117,22 @@ class ChunkWindow:
         for name in [name for name, chunk in self._open.items() if chunk.partition == partition]:
             self._forget(name)
 
+    def _let_go_of_too_many(self, key: bytes) -> None:
+        writer = self._writers[key]
+        most, most_bytes = self._of_one_writer or (len(writer.chunks), writer.size_bytes)
+        while len(writer.chunks) > most or (writer.size_bytes > most_bytes and len(writer.chunks) > 1):
+            self._forget((key, next(iter(writer.chunks))))
+
     def _forget(self, name: _Name) -> None:
-        if self._open.pop(name, None) is not None:
-            self._bytes -= len(self._values.pop(name[1], b""))
+        chunk = self._open.pop(name, None)
+        if chunk is None:
+            return
+        self._bytes -= len(self._values.pop(name[1], b""))
+        writer = self._writers[name[0]]
+        del writer.chunks[name[1]]
+        writer.size_bytes -= chunk.size_bytes
+        if not writer.chunks:
+            del self._writers[name[0]]
 
     def _is_over(self, chunk: _Open) -> bool:
         return chunk.since_s < self._clock.monotonic_s() - GRACE_S

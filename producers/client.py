@@ -27,10 +27,10 @@ from refold.producers.spending import SpendingFile
 from refold.producers.task import Receipt, Task
 from refold.producers.witness import Witness
 from refold.schemas.canonical import Scalar, decode
-from refold.schemas.errors import BusError, InvalidRecord, NotFoundError, StorageFullError, TryAgainError
+from refold.schemas.errors import BusError, ConfigurationError, InvalidRecord, NotFoundError, StorageFullError, TryAgainError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.events import RoundCommitted
-from refold.schemas.identity import ClientNotice
+from refold.schemas.identity import INSECURE, ClientNotice
 from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
@@ -60,7 +60,7 @@ class Client:
     Parameters
     ----------
     key
-        Signs everything; its public half must be enrolled under this client's name.
+        Signs everything; its public half must be enrolled under this client's name. None where clients are not identified.
     properties
         Told with every heartbeat.
     privacy
@@ -74,7 +74,7 @@ class Client:
         bus: Bus,
         topics: Topics,
         name: str,
-        key: SigningKey,
+        key: SigningKey | None,
         outbox: Outbox,
         *,
         properties: Mapping[str, Scalar] | None = None,
@@ -86,7 +86,8 @@ class Client:
         self.name = name
         self._bus = bus
         self._topics = topics
-        self._key = key
+        self._is_keyless = key is None
+        self._key = key or SigningKey.generate()
         self._outbox = outbox
         self._properties = settings(properties or {})
         self._open_timeout_s = open_timeout_s
@@ -109,7 +110,7 @@ class Client:
             on_notice=self._take_notice,
             guard=self.witness.take,
         )
-        self._publisher = Publisher(bus, topics, name, key, outbox, self._clock)
+        self._publisher = Publisher(bus, topics, name, self._key, outbox, self._clock)
         self._heartbeat: HeartbeatThread | None = None
         self._session: tuple[int, bytes] = (0, b"")
         self._sequence = 0
@@ -125,6 +126,7 @@ class Client:
         # 1. The log.
         self._undrained = dict.fromkeys(self._outbox.digests())
         self._wait_until_open()
+        self._say_how_clients_are_known()
         self._settle_residual()
         self._residual.sweep(self._outbox.digests(), self._history.lineage.head)
         # 2. The outbox.
@@ -137,6 +139,7 @@ class Client:
             self._topics,
             self.name,
             self._session,
+            self._key,
             interval_s=self._history.lineage.plan.heartbeat_ms / 1000,
             properties=self._properties,
             clock=self._clock,
@@ -436,6 +439,16 @@ class Client:
                 )
             self._history.rounds.poll(POLL_S)
 
+    def _say_how_clients_are_known(self) -> None:
+        opened = self._history.lineage.opened
+        if opened is None or opened.identity.required:
+            if self._is_keyless:
+                raise ConfigurationError(
+                    "this federation asks who its clients are", hint="give the client a key that is enrolled"
+                )
+            return
+        log.warning("%s is %s", self._topics.federation, INSECURE)
+
     def _drain(self) -> None:
         for parcel in self._outbox.waiting():
             try:
@@ -468,6 +481,8 @@ class Client:
         self._session = (self._history.lineage.next_index, _nonce(self._history.lineage.next_index, self._session))
         self._sequence = 0
         self._refused = False
+        if self._heartbeat:
+            self._heartbeat.vitals.session = self._session
 
     def _send(self, parcel: Parcel) -> None:
         try:

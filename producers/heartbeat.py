@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Producer
 from refold.bus.topics import Topics, event_headers
 from refold.schemas.canonical import encode
 from refold.schemas.errors import BusError, TryAgainError
+from refold.schemas.keys import HEARTBEAT_TAG, SigningKey
 from refold.schemas.plans import Settings
-from refold.schemas.updates import Heartbeat
+from refold.schemas.updates import Heartbeat, heartbeat_digest
 
 log = logging.getLogger("refold.heartbeat")
 
@@ -21,6 +22,7 @@ log = logging.getLogger("refold.heartbeat")
 class Vitals:
     """What a client last said of itself; assigned by its own thread, read by the heartbeat's."""
 
+    session: tuple[int, bytes]
     activity: str = "waiting"
     round: int = 0
     parameters_digest: bytes = bytes(32)
@@ -35,21 +37,23 @@ class HeartbeatThread:
         topics: Topics,
         client: str,
         session: tuple[int, bytes],
+        key: SigningKey,
         *,
         interval_s: float,
         properties: Settings,
         clock: Clock,
     ) -> None:
-        self.vitals = Vitals()
+        self.vitals = Vitals(session)
         self._bus = bus
         self._topics = topics
         self._client = client
+        self._key = key
         self._session = session
         self._interval_s = interval_s
         self._properties = properties
         self._clock = clock
         self._beat = 0
-        encode(self._next())  # Properties that no record can hold are refused here, not in the thread.
+        encode(self._signed())  # Properties that no record can hold are refused here, not in the thread.
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"refold-heartbeat-{client}", daemon=True)
         self._thread.start()
@@ -68,7 +72,7 @@ class HeartbeatThread:
             producer.close()
 
     def _send(self, producer: Producer) -> None:
-        beat = self._next()
+        beat = self._signed()
         self._beat += 1
         headers = event_headers(
             "Heartbeat",
@@ -80,8 +84,14 @@ class HeartbeatThread:
         producer.send(self._topics.health, encode(beat), key=self._client.encode(), headers=headers)
         producer.flush()
 
+    def _signed(self) -> Heartbeat:
+        beat = self._next()
+        return replace(beat, signature=self._key.sign(HEARTBEAT_TAG, heartbeat_digest(beat)))
+
     def _next(self) -> Heartbeat:
         vitals = self.vitals
+        if vitals.session != self._session:
+            self._session, self._beat = vitals.session, 0
         return Heartbeat(
             self._topics.federation,
             self._client,
@@ -93,6 +103,7 @@ class HeartbeatThread:
             vitals.parameters_digest,
             self._properties,
             self._clock.wall_ms(),
+            self._key.key_id,
         )
 
     def close(self) -> None:

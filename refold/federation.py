@@ -104,7 +104,7 @@ class Federation:
         self,
         name: str,
         *,
-        key: str | Path | SigningKey,
+        key: str | Path | SigningKey | None = None,
         properties: Mapping[str, Scalar] | None = None,
         outbox: str | Path | None = None,
         open_timeout_s: float = 60.0,
@@ -116,7 +116,7 @@ class Federation:
         Parameters
         ----------
         key
-            Its private key, or the PEM file that holds it.
+            Its private key, or the PEM file that holds it. None, with an outbox, where clients are not identified.
         outbox
             Folder for what is not acknowledged yet; beside the key file if not given.
         privacy
@@ -124,9 +124,9 @@ class Federation:
         sealed
             Train only with a sealing key, and wait for one at the start. Without this, updates are sealed once there is one.
         """
-        signing = key if isinstance(key, SigningKey) else SigningKey.load(key)
+        signing = SigningKey.load(key) if isinstance(key, str | Path) else key
         if outbox is None:
-            if isinstance(key, SigningKey):
+            if not isinstance(key, str | Path):
                 raise UsageError("a client whose key is no file needs an outbox folder", hint="client(…, outbox=FOLDER)")
             outbox = outbox_beside(key)
         return Client(

@@ -14,6 +14,7 @@ from refold.bus.ledger import LedgerReader, LedgerWriter
 from refold.bus.payloads import send_payload
 from refold.bus.security import KafkaSecurity
 from refold.bus.topics import Topics
+from refold.consumers.limits import limit_settings
 from refold.consumers.planning import plan_round
 from refold.consumers.selection import SELECTIONS
 from refold.consumers.verdicts import BAD_PPM
@@ -24,7 +25,7 @@ from refold.schemas.canonical import Scalar
 from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Position
 from refold.schemas.errors import PlaceTakenError, UsageError
-from refold.schemas.events import Defence, Genesis, SnapshotPolicy
+from refold.schemas.events import Defence, Genesis, Identity, SnapshotPolicy
 from refold.schemas.keys import log_key
 from refold.schemas.layout import Layout
 from refold.schemas.payload import Payload
@@ -51,6 +52,8 @@ def create(
     partitions: int = 4,
     keys: str | Path | None = None,
     rules: Mapping[str, str] | None = None,
+    insecure: bool = False,
+    limits: Mapping[str, int] | None = None,
     security: KafkaSecurity | None = None,
     bus: Bus | None = None,
 ) -> Federation:
@@ -83,6 +86,12 @@ def create(
     security
         How a Kafka cluster is spoken to; see `refold.connect`.
 
+    insecure
+        Do not ask who clients are: unknown ones take part, and nothing they send need be signed. For trying things out; every
+        start says so.
+    limits
+        What one client may take up, by name; see `refold.consumers.limits.Limits`.
+
     Raises
     ------
     PlaceTakenError
@@ -92,6 +101,7 @@ def create(
     """
     settled = _defence(defence, selection, aggregation, bad_share)
     policy = (plan or Plan()).policy()
+    identity = Identity(not insecure, limit_settings(limits or {}))
     state = initial_state(initial, rules)
     bus = bus or open_bus(url, security=security)
     name = parse_url(url).federation or _default_name(url)
@@ -122,6 +132,7 @@ def create(
         secret_digest(secret),
         SystemClock().wall_ms(),
         (log_key(secret).public,),
+        identity,
     )
     _write_genesis(federation, genesis)
     return federation

@@ -13,6 +13,8 @@ from refold.schemas.updates import KeyId, Signature
 PublicKey = Annotated[bytes, Within(32, 32)]
 CommandId = Annotated[bytes, Within(16, 16)]
 BY_TOKEN, BY_KEY = "token", "key"
+INSECURE = "INSECURE: clients are not identified; anyone may take part, and send updates under any name"
+"""What every start says in a federation whose genesis does not ask who clients are."""
 
 
 @record(23)

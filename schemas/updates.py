@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import blake3
@@ -124,10 +124,20 @@ def update_digest(body: UpdateBody) -> bytes:
     return blake3.blake3(encode(body), derive_key_context="refold 2026 client update").digest()
 
 
-@record(22)
+def _unsigned(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*fields, bytes(8), b"")
+
+
+@record(22, version=2, upcasts={1: _unsigned})
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A client is alive: which session, what it does, which round it holds. Unsigned; decides only whom a round waits for."""
+    """A client is alive: which session, what it does, which round it holds. Decides only whom a round waits for.
+
+    Parameters
+    ----------
+    signature
+        By the key that `key_id` names, over the record with an empty signature; empty where clients are not identified.
+    """
 
     federation: Name
     client: Name
@@ -140,3 +150,11 @@ class Heartbeat:
     parameters_digest: Digest
     properties: Settings
     client_time_ms: Uint
+    key_id: KeyId = bytes(8)
+    signature: Annotated[bytes, Within(0, 64)] = b""
+
+
+def heartbeat_digest(beat: Heartbeat) -> bytes:
+    """BLAKE3 of the beat's canonical bytes with an empty signature, 32 bytes: what is signed."""
+    unsigned = beat if not beat.signature else replace(beat, signature=b"")
+    return blake3.blake3(encode(unsigned), derive_key_context="refold 2026 heartbeat").digest()

@@ -28,7 +28,7 @@ RETURNS = "submit on the task, or return (state, num_examples) or (state, num_ex
 @click.command(short_help="Run a client that trains with your function.")
 @common
 @click.argument("name")
-@click.option("--key", required=True, metavar="FILE", help="The client's private key.")
+@click.option("--key", metavar="FILE", help="The client's private key.  [none, where clients are not identified]")
 @click.option(
     "--train", "train", required=True, metavar="MODULE:FUNCTION", help="What trains; the module may lie in this folder."
 )
@@ -41,7 +41,7 @@ RETURNS = "submit on the task, or return (state, num_examples) or (state, num_ex
 @click.option("--privacy-epsilon", type=float, help="ε that may be spent; beyond it rounds are declined.  [no limit]")
 @click.option("--sealed", is_flag=True, help="Train only with a sealing key: never send an update in the clear.")
 @click.option("--open-timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for the federation to open.")
-def client(common: Common, name: str, key: str, train: str, properties: tuple[str, ...], **chosen: Any) -> None:
+def client(common: Common, name: str, key: str | None, train: str, properties: tuple[str, ...], **chosen: Any) -> None:
     """Run the client NAME until the federation ends.
 
     The function is called with each task. It either submits on the task itself, or returns (state, num_examples, metrics); of
@@ -52,12 +52,14 @@ def client(common: Common, name: str, key: str, train: str, properties: tuple[st
     signal.signal(signal.SIGTERM, _interrupt)
     with common.federation() as federation:
         if chosen["token"] is not None:
+            if key is None:
+                raise UsageError("--token needs --key: the file for the client's key")
             _redeem(federation, name, chosen["token"], key, chosen["open_timeout"])
         opened = federation.client(
             name,
             key=key,
             properties=pairs(properties),
-            outbox=chosen["outbox"],
+            outbox=chosen["outbox"] or (None if key is not None else f"{name}.outbox"),
             open_timeout_s=chosen["open_timeout"],
             privacy=_privacy(chosen),
             sealed=chosen["sealed"],

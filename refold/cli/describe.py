@@ -26,6 +26,7 @@ from refold.schemas.events import (
     UpdateRejected,
 )
 from refold.schemas.identity import (
+    INSECURE,
     ClientBanned,
     ClientEnrolled,
     ClientNotices,
@@ -38,8 +39,6 @@ from refold.schemas.identity import (
 from refold.schemas.keys import key_id
 from refold.schemas.sealing import sealing_key_id
 from refold.schemas.updates import ClientUpdate, Heartbeat
-
-ANYONE = "clients are not identified, anyone may take part under any name"
 
 
 def round_of(event: Any) -> int | None:
@@ -77,7 +76,7 @@ def one_line(event: Any) -> str:
     match event:
         case Genesis() | FederationOpened():
             said = f"{event.federation}: {event.schema.size:,} parameters, {event.optimizer}, state {short(event.state_digest)}"
-            return said if event.identity.required else f"{said}  INSECURE: {ANYONE}"
+            return said if event.identity.required else f"{said}  {INSECURE}"
         case ClientKeyed():
             return f"{event.client}  sealing key {sealing_key_id(event.public_key).hex()}"
         case PruningChanged():

@@ -17,6 +17,7 @@ from refold.consumers.startup import examine_federation, lost_input
 from refold.consumers.view import LogView
 from refold.federation import Federation
 from refold.schemas.errors import ConfigurationError, IntegrityError, NotFoundError
+from refold.schemas.identity import INSECURE
 
 CLOCK_WINDOW = 200
 """How many of the newest records of a partition tell of clocks."""
@@ -53,6 +54,7 @@ def symptoms(federation: Federation) -> Iterator[Symptom]:
     yield from _logs(bus, topics)
     yield _keys(federation)
     yield _signed(federation)
+    yield _identity(federation)
     yield from _clocks(bus, topics)
 
 
@@ -95,6 +97,16 @@ def _signed(federation: Federation) -> Symptom:
         return Symptom("checkpoints", Severity.OK, "none yet; the server writes the first one when it starts")
     what = f"{len(found)}, the newest of {found[-1].events} events; keep one elsewhere: `refold checkpoint -o FILE`"
     return Symptom("checkpoints", Severity.OK, what)
+
+
+def _identity(federation: Federation) -> Symptom:
+    """Say whether clients are identified."""
+    try:
+        if federation.genesis.identity.required:
+            return Symptom("identity", Severity.OK, "clients are enrolled, and what they send is signed")
+    except (IntegrityError, NotFoundError) as error:
+        return Symptom("identity", Severity.WARNING, f"the log does not say how clients are known: {error.message}", error.hint)
+    return Symptom("identity", Severity.WARNING, INSECURE, "make a federation without --insecure for anything that matters")
 
 
 def _clocks(bus: Bus, topics: Topics) -> Iterator[Symptom]:

@@ -17,6 +17,7 @@ from refold.plan import Plan
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import UsageError
 from refold.schemas.events import SnapshotPolicy
+from refold.schemas.identity import INSECURE
 from refold.schemas.updates import CODECS
 from refold.state.optimizers import OPTIMIZERS, from_settings
 
@@ -44,6 +45,10 @@ from refold.state.optimizers import OPTIMIZERS, from_settings
 @click.option("--selection", type=click.Choice(SELECTIONS[1:]), help="Which accepted updates count.  [all, by examples]")
 @click.option("--aggregation", type=click.Choice(AGGREGATIONS), default=AGGREGATIONS[0], show_default=True, help="Of updates.")
 @click.option("--bad-share", type=float, default=0.2, show_default=True, help="Share of bad updates that these allow for.")
+@click.option("--insecure", is_flag=True, help="Do not ask who clients are: anyone takes part. Every start says so.")
+@click.option(
+    "--limit", "limits", metavar="NAME=NUMBER", multiple=True, help="What one client may take up; see docs/IDENTITY.md."
+)
 @click.option("--partitions", type=click.IntRange(1), default=4, show_default=True, help="Of topics spread over clients.")
 def init(common: Common, source: str, **chosen: Any) -> None:
     """Make a federation from initial parameters in a file: topics, keys, initial state and the first event of its log."""
@@ -60,6 +65,8 @@ def init(common: Common, source: str, **chosen: Any) -> None:
         aggregation=chosen["aggregation"],
         bad_share=chosen["bad_share"],
         partitions=chosen["partitions"],
+        insecure=chosen["insecure"],
+        limits=_limits(chosen["limits"]),
         keys=common.keys,
         security=common.security(),
         rules={name: str(value) for name, value in pairs(chosen["rule"]).items()},
@@ -111,6 +118,11 @@ def _plan(chosen: dict[str, Any]) -> Plan:
     )
 
 
+def _limits(words: tuple[str, ...]) -> dict[str, int]:
+    found = pairs(words)
+    return {name: value if isinstance(value, int) else -1 for name, value in found.items()}
+
+
 def _snapshots(chosen: dict[str, Any]) -> SnapshotPolicy:
     for name in ("snapshot_every", "snapshot_keep"):
         if chosen[name] < 1:
@@ -133,4 +145,6 @@ def _tell(federation: Federation, *, as_json: bool) -> None:
         return
     for line in facts(list(told.items())):
         say(line)
+    if not federation.genesis.identity.required:
+        note(f"{federation.name} is {INSECURE}")
     note("next: `refold enroll NAME --new-key FILE` for each client, and `refold serve`")

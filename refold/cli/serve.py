@@ -24,6 +24,7 @@ from refold.schemas.canonical import decode
 from refold.schemas.checks import Alert
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import FederationEnded, RoundCommitted
+from refold.schemas.identity import INSECURE
 
 LOOK_EVERY_S = 0.2
 
@@ -52,6 +53,8 @@ def serve(
     """
     with common.federation() as federation:
         if status or watch is not None:
+            if not federation.genesis.identity.required:
+                note(f"{federation.name} is {INSECURE}")
             _watch_status(federation, groups or GROUPS, watch, as_json=common.json)
             return
         log_to_stderr()

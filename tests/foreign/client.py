@@ -17,11 +17,11 @@ from foreign.log import Follower, draw
 from foreign.records import (
     Value,
     decode,
-    encode,
     key_id,
     partition_of,
     payload_of,
     schema_digest,
+    signed_beat,
     signed_update,
     update_digest,
 )
@@ -171,9 +171,10 @@ class ForeignClient:
             "parameters_digest": self.log.digest(held),
             "properties": [["language", "foreign"]],
             "client_time_ms": now_ms(),
+            "key_id": self.key_id,
         }
         topic = f"{self._federation}.health"
-        self._put(topic, encode("Heartbeat", value), cloud_event("Heartbeat", str(self._beats), topic, self.name))
+        self._put(topic, signed_beat(value, self._key), cloud_event("Heartbeat", str(self._beats), topic, self.name))
         self._beats += 1
 
     def _put(self, topic: str, value: bytes, headers: tuple[tuple[str, bytes], ...]) -> int:

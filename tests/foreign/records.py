@@ -99,6 +99,11 @@ def _with_nothing(items: list[Any]) -> list[Any]:
     return [*items, None]
 
 
+def _unsigned(items: list[Any]) -> list[Any]:
+    """A heartbeat was not signed."""
+    return [*items, bytes(8), b""]
+
+
 def _with_plain_body(items: list[Any]) -> list[Any]:
     """The body of a manifest was not sealed."""
     return [_with_nothing(items[0]), *items[1:]]
@@ -114,6 +119,7 @@ RAISES: dict[tuple[int, int], Raise] = {
     (12, 1): _with_density(),
     (20, 1): _with_nothing,
     (21, 1): _with_plain_body,
+    (22, 1): _unsigned,
     (40, 1): _with_density(5, 6),
     (40, 2): _with_identity,
     (41, 1): _with_nothing,
@@ -224,6 +230,12 @@ def key_id(public: bytes) -> bytes:
 def command_digest(federation: str, command_id: bytes, body: bytes) -> bytes:
     parts = (federation.encode(), command_id, body)
     return derived("command", b"".join(len(part).to_bytes(8, "little") + part for part in parts))
+
+
+def signed_beat(value: Value, key: Ed25519PrivateKey) -> bytes:
+    """Return a heartbeat, signed over itself with an empty signature."""
+    digest = derived("heartbeat", encode("Heartbeat", {**value, "signature": b""}))
+    return encode("Heartbeat", {**value, "signature": key.sign(b"refold 2026 heartbeat\0" + digest)})
 
 
 def signed_update(body: Value, key: Ed25519PrivateKey) -> bytes:

@@ -10,19 +10,22 @@ import numpy as np
 import pytest
 
 import refold
-from refold.bus import Place
+from refold.bus import Place, Record
 from refold.bus.clock import ManualClock
 from refold.bus.ledger import read_all
 from refold.bus.memory import MemoryBus
+from refold.bus.topics import chunk_headers
 from refold.consumers.audit import Audit
 from refold.consumers.commands import send_command
+from refold.consumers.window import ChunkWindow
 from refold.federation import Federation
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert, BanClient, Quarantined, RevokeKeys
-from refold.schemas.errors import InvalidRecord
+from refold.schemas.errors import ConfigurationError, InvalidRecord, UsageError
 from refold.schemas.events import Unattributed, UpdateAccepted, UpdateRejected
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, UpdatesRefused
 from refold.schemas.keys import SigningKey
+from refold.schemas.payload import describe
 from refold.testing import SteppedServer, craft_update, send_update
 
 NAMES = ("ann", "bob", "eve")
@@ -374,3 +377,101 @@ def test_garbage_of_strangers_is_counted_and_kept_within_bounds(
     server.settle()
     assert federation.head == 1
     assert_sound(federation)
+
+
+# Insecure federations.
+
+
+def make_insecure(bus: MemoryBus, keys: Path, **said: Any) -> Federation:
+    plan = refold.Plan(minimum=2, deadline_s=None, heartbeat_s=1.0)
+    initial = {"w": np.zeros((40, 5), "f4")}
+    return refold.create("memory:toy", initial, plan=plan, keys=keys, partitions=1, bus=bus, insecure=True, **said)
+
+
+def test_in_an_insecure_federation_anyone_takes_part_and_every_start_says_so(
+    bus: MemoryBus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = make_insecure(bus, tmp_path)
+    with SteppedServer(federation) as server:
+        assert "INSECURE" in caplog.text
+        server.settle()
+        send(federation)
+        send(federation, "stranger", KEYS["bob"])
+        server.clock.advance(30)
+        server.settle()
+        assert federation.head == 1
+        caplog.clear()
+        with federation.client("anyone", outbox=tmp_path / "outbox"):
+            assert "INSECURE" in caplog.text
+    assert_sound(federation)
+
+
+def test_in_an_insecure_federation_equivocation_freezes_nobody_since_anyone_can_say_anything(
+    bus: MemoryBus, tmp_path: Path
+) -> None:
+    federation = make_insecure(bus, tmp_path)
+    with SteppedServer(federation) as server:
+        server.settle()
+        for seed in (1, 2):
+            send(federation, session=(1, bytes(8)), seed=seed)
+        send(federation, "bob")
+        server.clock.advance(30)
+        server.settle()
+        assert federation.head == 1
+        federation.ban("bob")
+        server.settle()
+        send(federation, "bob")
+        server.settle()
+        assert verdicts(federation)[-1] == ("bob", "banned", 1)
+    assert_sound(federation)
+
+
+def test_a_client_without_a_key_is_told_where_that_does_not_do(federation: Federation, tmp_path: Path) -> None:
+    with SteppedServer(federation) as server:
+        server.settle()
+        with pytest.raises(ConfigurationError, match="asks who its clients are"):
+            federation.client("anyone", outbox=tmp_path / "outbox").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"rate": 5}, "no limit is called rate"),
+        ({"keys": 0}, "limit keys is 0"),
+        ({"updates_per_round": True}, "not a whole number"),
+    ],
+)
+def test_limits_are_checked_when_a_federation_is_made(
+    bus: MemoryBus, tmp_path: Path, limits: dict[str, int], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_insecure(bus, tmp_path, limits=limits)
+
+
+def test_an_update_larger_than_its_limit_is_refused(bus: MemoryBus, tmp_path: Path) -> None:
+    federation = make_insecure(bus, tmp_path, limits={"update_bytes": 100})
+    with SteppedServer(federation) as server:
+        server.settle()
+        send(federation)
+        server.settle()
+    assert verdicts(federation) == [("ann", "too-large", 1)]
+
+
+def test_f34_who_opens_uploads_without_end_loses_their_beginnings_and_holds_up_nobody(bus: MemoryBus, tmp_path: Path) -> None:
+    federation = make_insecure(bus, tmp_path, limits={"open_chunks": 4, "open_chunk_bytes": 1000})
+    window = ChunkWindow(bus, federation.topics.updates, ManualClock(), of_one_writer=(4, 1000))
+    add(window, 0, b"theirs", b"bob")
+    for offset in range(1, 100):
+        add(window, offset, offset.to_bytes(2, "big"), b"ann")
+    assert len(window) == 5
+    assert window.open_from(0, 100) == 0
+    window.forget(describe([b"theirs"], inline_bytes=-1), b"bob")
+    assert window.open_from(0, 100) == 96
+    add(window, 100, bytes(900), b"ann")
+    add(window, 101, bytes(901), b"ann")
+    assert len(window) == 1
+    assert window.open_from(0, 102) == 101
+
+
+def add(window: ChunkWindow, offset: int, value: bytes, key: bytes) -> None:
+    window.add(Record("toy.updates", 0, offset, 0, key, value, chunk_headers()))

@@ -369,11 +369,15 @@ def test_a_missed_quorum_extends_the_deadline_and_keeps_the_updates(federation: 
 
 
 def beat(federation: Federation, clock: ManualClock, *names: str) -> None:
-    from refold.schemas.updates import Heartbeat
+    from refold.schemas.keys import HEARTBEAT_TAG
+    from refold.schemas.updates import Heartbeat, heartbeat_digest
 
     with federation.bus.producer() as producer:
         for name in names:
-            heartbeat = Heartbeat("toy", name, 0, bytes(8), 0, 60_000, "waiting", 0, bytes(32), (), 0)
+            session = (2**40, int(clock.monotonic_s() * 1000).to_bytes(8, "big"))
+            heartbeat = Heartbeat("toy", name, *session, 0, 60_000, "waiting", 0, bytes(32), (), 0, KEYS[name].key_id)
+            signature = KEYS[name].sign(HEARTBEAT_TAG, heartbeat_digest(heartbeat))
+            heartbeat = replace(heartbeat, signature=signature)
             producer.send(federation.topics.health, encode(heartbeat), partition=0)
 
 

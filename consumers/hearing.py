@@ -1,0 +1,82 @@
+"""Which heartbeats count: those of clients that take part, signed by a key of theirs, and newer than the last that counted.
+
+A signature takes several times as long to check as a record to decode. So one is looked at only where it would change what is
+believed: a client that was heard of a moment ago is not listened to again, and of the beats that came together the newest that
+holds is enough.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from refold.consumers.liveness import Liveness
+from refold.consumers.roster import Roster
+from refold.consumers.standing import Standing
+from refold.schemas.keys import HEARTBEAT_TAG, verify
+from refold.schemas.updates import Heartbeat, heartbeat_digest
+
+FRESH_BEATS = 2
+"""A client heard of so few of its intervals ago is not listened to; it is taken for dead after more than twice as many."""
+
+Place = tuple[tuple[int, bytes], int]
+"""A beat's place in its client's life: session and number."""
+
+
+@dataclass(slots=True)
+class Hearing:
+    """Listens to the beats of one federation's clients.
+
+    Parameters
+    ----------
+    ignored
+        How many beats were not believed, by reason: ``unknown``, ``old``, ``unsigned``, ``forged``.
+    verified
+        How many signatures were checked.
+    """
+
+    liveness: Liveness
+    ignored: Counter[str] = field(default_factory=Counter)
+    verified: int = 0
+    _last: dict[str, Place] = field(default_factory=dict)
+
+    def take(self, roster: Roster, beats: Iterable[Heartbeat], now_s: float) -> None:
+        """Take in beats that were just read."""
+        newest: dict[str, list[Heartbeat]] = {}
+        for beat in beats:
+            newest.setdefault(beat.client, []).append(beat)
+        for client, of_client in newest.items():
+            if not roster.required:
+                self._believe(roster, of_client[-1], now_s)
+            elif client not in roster.active:
+                self.ignored["unknown"] += len(of_client)
+                self._last.pop(client, None)
+            elif not self.liveness.is_fresh(client, FRESH_BEATS, now_s):
+                self._listen(roster, client, of_client, now_s)
+
+    def _listen(self, roster: Roster, client: str, beats: list[Heartbeat], now_s: float) -> None:
+        for beat in sorted(beats, key=_place, reverse=True):
+            fault = self._fault(roster.clients[client], beat)
+            if not fault:
+                self._last[client] = _place(beat)
+                self._believe(roster, beat, now_s)
+                return
+            self.ignored[fault] += 1
+
+    def _fault(self, standing: Standing, beat: Heartbeat) -> str:
+        place = _place(beat)
+        if place <= self._last.get(beat.client, ((0, b""), -1)) or place[0] < standing.session:
+            return "old"
+        public = standing.keys.valid.get(beat.key_id)
+        if public is None or not beat.signature:
+            return "unsigned"
+        self.verified += 1
+        return "" if verify(public, HEARTBEAT_TAG, heartbeat_digest(beat), beat.signature) else "forged"
+
+    def _believe(self, roster: Roster, beat: Heartbeat, now_s: float) -> None:
+        self.liveness.beat(beat, roster.plan.heartbeat_ms, now_s)
+
+
+def _place(beat: Heartbeat) -> Place:
+    return (beat.session_index, beat.session_nonce), beat.beat
