@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from refold.bus.security import KafkaSecurity
 from refold.schemas.errors import ConfigurationError
+from refold.schemas.files import read_small
 
 _SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
@@ -105,14 +107,14 @@ def _private_key(security: KafkaSecurity, path: str | Path) -> Any:
     encrypted = b"ENCRYPTED" in data
     try:
         return serialization.load_pem_private_key(data, password.encode() if password and encrypted else None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         hint = "name the file with its password: key-password-file=FILE" if encrypted else "have the file made anew"
         raise _wrong("key", "the private key cannot be opened", hint, path) from error
 
 
 def _bytes_of(name: str, path: str | Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_small(path)
     except OSError as error:
         what = f"the file cannot be read ({error.strerror})"
         raise _wrong(name, what, f"name the right one with {name}=FILE", path) from error

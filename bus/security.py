@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from refold.schemas.errors import ConfigurationError
+from refold.schemas.files import read_small
 
 PREFIX = "REFOLD_KAFKA_"
 """What the names of environment variables begin with."""
@@ -209,7 +210,7 @@ def _secret(name: str, given: str | None, file: str | Path | None) -> str | None
     if file is None:
         return given
     try:
-        found = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        found = read_small(file).decode("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is no text"
         raise _wrong(name, f"the file cannot be read ({what})", "name the file that holds it", path=file) from error

@@ -21,6 +21,7 @@ import blake3
 
 from refold.schemas.erasure import ClientErased, ClientKeyed, EraseClient, KeyClient
 from refold.schemas.errors import ConfigurationError, InvalidRecord
+from refold.schemas.files import read_small
 from refold.schemas.sealing import SUITE, Said, SealingKey, chunk_info, sealing_key_id
 from refold.schemas.updates import Sealing
 
@@ -58,7 +59,7 @@ class SealingKeys:
             return None
         path = self.folder / f"{_owner(client)}.{key_id.hex()}.pem"
         try:
-            data = path.read_bytes()
+            data = read_small(path)
         except FileNotFoundError:
             return None
         key = SealingKey.from_pem(data, path)

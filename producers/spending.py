@@ -26,6 +26,7 @@ import blake3
 from refold.producers.outbox import owner_of
 from refold.producers.residual_file import sync_folder
 from refold.schemas.errors import ConfigurationError, StorageFullError
+from refold.schemas.files import read_small
 
 SUFFIX = ".privacy"
 
@@ -139,14 +140,14 @@ def read_spent(path: Path) -> Spent:
         It is damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_small(path).decode("utf-8"))
         said = found["said"]
         if found["check"] != _check(said):
             raise ValueError("its check does not agree")
         released = tuple((float(multiplier), int(count)) for multiplier, count in said["released"])
         budget = said["budget"] if said["budget"] is None else float(said["budget"])
         return Spent(said["federation"], said["client"], released, int(said["last_round"]), float(said["delta"]), budget)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigurationError(
             f"what was released under the privacy setting cannot be read: {error}",
             path=path,

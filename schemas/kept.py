@@ -104,7 +104,7 @@ def from_lines(text: str) -> list[Kept]:
             continue
         try:
             found.append(Kept.from_json(json.loads(line)))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # Of numbers with thousands of digits, too.
             raise InvalidRecord("form", f"line {number} is no JSON") from error
         except InvalidRecord as error:
             raise InvalidRecord(error.reason, f"line {number}: {error.message}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import blake3
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hpke, serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -71,7 +71,7 @@ class SealingKey:
         """
         try:
             key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ConfigurationError("not a private key in PEM form", path=path) from error
         if not isinstance(key, X25519PrivateKey):
             raise ConfigurationError("not an X25519 key", path=path)
