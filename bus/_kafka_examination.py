@@ -17,6 +17,7 @@ from refold.bus.symptoms import Severity, Symptom
 with warnings.catch_warnings():
     # As in `_kafka_errors`.
     warnings.simplefilter("ignore", DeprecationWarning)
+    import kafka.errors
     from kafka.protocol.admin import DescribeConfigsRequest
     from kafka.protocol.metadata import ApiVersionsRequest, MetadataRequest
 
@@ -67,6 +68,19 @@ def examine_cluster(client: KafkaClient, specs: Iterable[TopicSpec]) -> Iterator
     for name, topic in found.items():
         yield from _copies(client.brokers, topic, len(metadata.brokers))
         yield from _dangerous(client.brokers, wanted[name], settings[name], _replicas(topic))
+
+
+def unseen(client: KafkaClient, specs: Iterable[TopicSpec]) -> list[str]:
+    """Return the topics that the brokers do not let this account see, whether they are there or not."""
+    request = _metadata([spec.name for spec in specs])
+    answer = client.persist(lambda left_s: client.ask(request, None, left_s), "examining the cluster")
+    return [topic.name for topic in answer.topics if topic.error_code == kafka.errors.TopicAuthorizationFailedError.errno]
+
+
+def not_seen(name: str, account: str | None) -> Symptom:
+    """Return what is said of such a topic."""
+    fix = "examine with an account that has the role auditor: `refold doctor --acls`"
+    return Symptom(name, Severity.FAILURE, f"cannot be examined: ACLs hide it from {account or 'this account'}", fix)
 
 
 def _metadata(names: list[str]) -> Any:

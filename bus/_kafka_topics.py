@@ -24,9 +24,10 @@ from kafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 from kafka.protocol.metadata import MetadataRequest
 
 from refold.bus._kafka_client import ANSWER_S, KafkaClient, topic_node
-from refold.bus._kafka_errors import Again, Unanswered, check
+from refold.bus._kafka_errors import Again, Unanswered, check, refused
 from refold.bus._store import no_topic
 from refold.bus.contract import MAX_RECORD_BYTES, Place, TopicSpec
+from refold.bus.topics import made_spec
 from refold.schemas.errors import BusError, ConfigurationError
 
 MAX_MESSAGE_BYTES = MAX_RECORD_BYTES + (64 << 10)
@@ -88,7 +89,7 @@ def create_topics(client: KafkaClient, specs: Iterable[TopicSpec], replication: 
     # Asking twice is harmless: a topic that is there by now is what was asked for.
     response = client.persist(lambda left_s: client.ask(request, None, left_s), "creating topics", CREATE_S)
     for topic in response.topics:
-        _check_created(topic, copies)
+        _check_created(topic, copies, client.account)
     _await_known(client, [spec.name for spec in wanted])
 
 
@@ -98,7 +99,7 @@ def _creatable(spec: TopicSpec, copies: int, configured: dict[str, str]) -> Any:
     return kind(name=spec.name, num_partitions=spec.partitions, replication_factor=copies, assignments=[], configs=configs)
 
 
-def _check_created(topic: Any, copies: int) -> None:
+def _check_created(topic: Any, copies: int, account: str | None) -> None:
     if topic.error_code in (0, kafka.errors.TopicAlreadyExistsError.errno):
         return
     error = kafka.errors.for_code(topic.error_code)
@@ -107,7 +108,7 @@ def _check_created(topic: Any, copies: int) -> None:
         hint = f"start more brokers, or add ?replication=N to the bus URL (asked for {copies})"
         raise ConfigurationError(f"the cluster has too few brokers: {said}", topic=topic.name, hint=hint)
     if issubclass(error, kafka.errors.AuthorizationError):
-        raise ConfigurationError("this user may not create topics", topic=topic.name, hint="give it CREATE on the cluster")
+        raise refused("creating topics", error(), account=account, topic=topic.name)
     if issubclass(error, kafka.errors.RetriableError):
         raise BusError(f"the topic could not be created: {said}", topic=topic.name, hint="try again")
     raise ConfigurationError(f"the cluster refuses the topic: {said}", topic=topic.name)
@@ -162,6 +163,10 @@ def read_specs(client: KafkaClient, partitions: dict[str, int]) -> dict[str, Top
         for found in client.ask(request, None, left_s).results:
             if found.error_code == kafka.errors.UnknownTopicOrPartitionError.errno:
                 continue  # Deleted meanwhile.
+            if found.error_code == kafka.errors.TopicAuthorizationFailedError.errno:
+                # Clients may not ask; servers and `refold doctor`, who may, refuse what is set otherwise.
+                specs[found.resource_name] = made_spec(found.resource_name, partitions[found.resource_name])
+                continue
             check(found.error_code)
             configured = {config.name: config.value for config in found.configs}
             specs[found.resource_name] = _spec(found.resource_name, partitions[found.resource_name], configured)

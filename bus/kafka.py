@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from refold.bus._kafka_client import KafkaClient, close_with
 from refold.bus._kafka_consumer import KafkaConsumer, KafkaLog
-from refold.bus._kafka_examination import examine_cluster, remedy
+from refold.bus._kafka_examination import examine_cluster, not_seen, remedy, unseen
 from refold.bus._kafka_places import EARLIEST, LATEST, delete_before, end_at, offset_at, stored_positions
 from refold.bus._kafka_producer import KafkaProducer
 from refold.bus._kafka_topics import Specs, all_topics, create_topics
@@ -191,7 +191,10 @@ class KafkaBus:
         wanted = list(specs)
         client = self._open_client()
         self._specs.forget()
-        return [*examine_cluster(client, wanted), *examine_specs(wanted, self.topics(), remedy(self._brokers))]
+        hidden = set(unseen(client, wanted))
+        seen = [spec for spec in wanted if spec.name not in hidden]
+        found = [not_seen(name, client.account) for name in sorted(hidden)]
+        return [*examine_cluster(client, seen), *examine_specs(seen, self.topics(), remedy(self._brokers)), *found]
 
     def _checked(self, place: Place) -> tuple[KafkaClient, Place]:
         client = self._open_client()

@@ -69,8 +69,14 @@ COMPACTED = frozenset({"snapshots", "snapshot-chunks"})
 
 
 def federations_in(names: dict[str, TopicSpec]) -> list[str]:
-    """Return the federations whose `accepted` log is among these topics."""
-    return sorted(name.removesuffix(".accepted") for name in names if name.endswith(".accepted"))
+    """Return the federations that have a log among these topics: where ACLs are in force, clients see `rounds` alone."""
+    return sorted({name.removesuffix(log) for log in (".accepted", ".rounds") for name in names if name.endswith(log)})
+
+
+def made_spec(name: str, partitions: int) -> TopicSpec:
+    """Return how Refold makes a topic of this name, for those who may not read how it is set."""
+    short = name.rpartition(".")[2]
+    return TopicSpec(name, partitions, compacted=short in COMPACTED, retention_s=KEPT.get(short))
 
 
 def event_headers(kind: str, *, source: str, subject: str, identity: str, time_ms: int) -> Headers:

@@ -419,6 +419,8 @@ class Client:
 
     def _doing(self, activity: str) -> None:
         if self._heartbeat:
+            if self._heartbeat.failure is not None:
+                raise self._heartbeat.failure
             self._heartbeat.vitals.activity = activity
 
     def _wait_until_open(self) -> None:

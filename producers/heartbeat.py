@@ -10,7 +10,7 @@ from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Producer
 from refold.bus.topics import Topics, event_headers
 from refold.schemas.canonical import encode
-from refold.schemas.errors import BusError, TryAgainError
+from refold.schemas.errors import BusError, ConfigurationError, TryAgainError
 from refold.schemas.keys import HEARTBEAT_TAG, SigningKey
 from refold.schemas.plans import Settings
 from refold.schemas.updates import Heartbeat, heartbeat_digest
@@ -29,7 +29,10 @@ class Vitals:
 
 
 class HeartbeatThread:
-    """Beats until closed. A beat that cannot be sent is left out: the next one says as much."""
+    """Beats until closed. A beat that cannot be sent is left out: the next one says as much.
+
+    What no waiting mends (no right to write there) ends it, and is in `failure` for whoever works beside it.
+    """
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class HeartbeatThread:
         self._properties = properties
         self._clock = clock
         self._beat = 0
+        self.failure: ConfigurationError | None = None
         encode(self._signed())  # Properties that no record can hold are refused here, not in the thread.
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"refold-heartbeat-{client}", daemon=True)
@@ -67,6 +71,9 @@ class HeartbeatThread:
             except (BusError, TryAgainError) as error:
                 log.debug("a heartbeat was left out: %s", error)
                 producer = None
+            except ConfigurationError as error:
+                self.failure = error
+                return
             self._stop.wait(self._interval_s)
         if producer:
             producer.close()

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from refold.bus import open_bus, parse_url
 from refold.bus.clock import SystemClock
-from refold.bus.contract import Bus
+from refold.bus.contract import Bus, Place
 from refold.bus.copy_place import require_whole
 from refold.bus.copying import Copied, copy_federation
 from refold.bus.ledger import LedgerReader, read_all
@@ -508,8 +508,19 @@ def connect(
     if wanted is None and len(found) == 1:
         wanted = found[0]
     if wanted is None or wanted not in found:
-        bus.close()
+        _let_see(bus, wanted)
         there = ", ".join(found) or "none"
         hint = "make one with `refold init`" if not found else "name one in the URL: sqlite:FILE?federation=NAME"
         raise NotFoundError(f"no federation{f' {wanted!r}' if wanted else ' chosen'} on this bus; there: {there}", hint=hint)
     return Federation(bus, wanted, key_folder(url, keys))
+
+
+def _let_see(bus: Bus, federation: str | None) -> None:
+    """Close a bus on which a federation is not seen; ConfigurationError if that is for lack of a right, which hides topics."""
+    try:
+        if federation is not None:
+            bus.end_offset(Place(Topics(federation).rounds, 0))
+    except (NotFoundError, UsageError):
+        pass  # There is none, or none can be called so.
+    finally:
+        bus.close()

@@ -11,12 +11,13 @@ from refold.bus.contract import Bus, Place, Record
 from refold.bus.ranges import records_in
 from refold.bus.symptoms import Severity, Symptom
 from refold.bus.topics import Topics
+from refold.cli.acls import tell_acls
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json
 from refold.consumers.startup import examine_federation, lost_input
 from refold.consumers.view import LogView
 from refold.federation import Federation
-from refold.schemas.errors import ConfigurationError, IntegrityError, NotFoundError
+from refold.schemas.errors import ConfigurationError, IntegrityError, NotFoundError, UsageError
 from refold.schemas.identity import INSECURE
 
 CLOCK_WINDOW = 200
@@ -27,16 +28,30 @@ CLOCK_TOLERANCE_S = 2.0
 MOST_SUBJECT = 200
 """Characters of a writer's name that are told; a header may be as long as a record."""
 
+PRINCIPAL_HELP = "With --acls: whom to give a role, such as client=ward-7; may be repeated."
 MARKS = {Severity.OK: "ok     ", Severity.WARNING: "WARNING", Severity.FAILURE: "FAILURE"}
 
 
 @click.command(short_help="Examine bus, topics, logs, keys and clocks.")
 @common
-def doctor(common: Common) -> int:
+@click.option("--acls", is_flag=True, help="Print the commands that give each role its rights on a Kafka cluster, and stop.")
+@click.option(
+    "--principal",
+    "principals",
+    metavar="ROLE=NAME",
+    multiple=True,
+    help="With --acls: whom to give a role, such as client=ward-7.",
+)
+def doctor(common: Common, acls: bool, principals: tuple[str, ...]) -> int:
     """Examine the bus, the topics and their settings, both logs, this machine's keys and everybody's clocks; changes nothing.
 
     Each failure comes with its remedy. Exit code 1 if there is one.
     """
+    if acls:
+        tell_acls(common, principals)
+        return 0
+    if principals:
+        raise UsageError("--principal goes with --acls")
     with common.federation() as federation:
         found = list(symptoms(federation))
     if common.json:

@@ -7,5 +7,6 @@ from refold.testing.kafka.authority import Authority
 from refold.testing.kafka.cluster import Cluster
 from refold.testing.kafka.runtime import JavaRuntime, find_runtime, why_unavailable
 from refold.testing.kafka.secured import Listener, Secured
+from refold.testing.kafka.tools import run_tool
 
-__all__ = ["Authority", "Cluster", "JavaRuntime", "Listener", "Secured", "find_runtime", "why_unavailable"]
+__all__ = ["Authority", "Cluster", "JavaRuntime", "Listener", "Secured", "find_runtime", "run_tool", "why_unavailable"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from refold.bus.security import KafkaSecurity
 from refold.testing.kafka.authority import Authority
-from refold.testing.kafka.settings import CONTROLLER, EXTERNAL, INTERNAL
+from refold.testing.kafka.settings import CONTROLLER, EXTERNAL, INTERNAL, to_properties
 
 CERTIFICATE = "CERTIFICATE"
 BROKER, ADMIN = "broker", "admin"
@@ -75,6 +75,18 @@ class Secured:
     def certificate(self, name: str) -> KafkaSecurity:
         """Return what a client with a certificate says, to the port of `Cluster.certificate_url`; ``admin`` may do anything."""
         return KafkaSecurity(ca=self.authority.ca, certificate=self.authority.issue(name))
+
+    def write_admin_file(self, path: Path) -> Path:
+        """Write what Kafka's own tools take with ``--command-config``, to the port of `Cluster.certificate_url`."""
+        told = {
+            "security.protocol": "SSL",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self.authority.issue(ADMIN)),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.authority.ca),
+        }
+        path.write_text(to_properties(told))
+        return path
 
     def context(self) -> ssl.SSLContext:
         """Return what the launcher itself asks brokers with."""
