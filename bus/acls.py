@@ -31,6 +31,7 @@ WRITTEN_BY_SERVERS = (
     "quarantine",
     "alerts",
 )
+PRUNED = ("deltas", "features", "quarantine")
 SERVING = ("consistency", "detection", "aggregation", "snapshots")
 
 
@@ -70,11 +71,9 @@ ROLES: Mapping[str, tuple[Grant, ...]] = {
         ),
     ),
     "server": (
-        Grant(
-            ("Read",), TOPIC, tuple(name for name in KEPT if name != "quarantine"), "judges, sums, goes on where the log ends"
-        ),
+        Grant(("Read",), TOPIC, tuple(KEPT), "judges, sums, prunes, goes on where the log ends"),
         Grant(("Write",), TOPIC, WRITTEN_BY_SERVERS, "writes verdicts, rounds and what they name"),
-        Grant(("Delete",), TOPIC, ("updates", "checked"), "deletes what is judged"),
+        Grant(("Delete",), TOPIC, ("updates", "checked", *PRUNED), "deletes what is judged, and payloads by policy"),
         Grant(("DescribeConfigs",), TOPIC, tuple(KEPT), "refuses to start on topics that lose data"),
         Grant(("Read",), GROUP, SERVING, "shares the work with other servers"),
         Grant(("Describe",), GROUP, ("copy",), "refuses to serve a copy that is not whole"),

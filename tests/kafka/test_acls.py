@@ -40,6 +40,7 @@ from refold.bus._kafka_parcels import Parcel, produce_request
 from refold.bus.topics import KEPT
 from refold.cli.verbs import cli
 from refold.producers.client import Client
+from refold.schemas.erasure import ChangePruning, DeltasPruned
 from refold.schemas.errors import ConfigurationError
 from refold.testing.kafka import Cluster, run_tool
 
@@ -150,6 +151,7 @@ def finished(world: World) -> World:
             world.url, initial, plan=plan, snapshots=snapshots, partitions=2, keys=world.keys, security=world.account("founder")
         ).close()
         with world.connect("operator") as federation:
+            federation.command(ChangePruning(keep_rounds=1, before_round=None))
             for name in ROLES["client"]:
                 federation.enroll(name, refold.SigningKey.load_or_create(world.folder / f"{name}.pem").public)
         with world.connect("server") as federation, federation.serve() as server:
@@ -171,7 +173,10 @@ def test_servers_clients_and_operators_with_their_rights_make_every_round(finish
         assert federation.ended
         assert federation.head == ROUNDS
         report = federation.verify()
-        assert not report.findings
+        assert report.is_sound, report.findings
+        assert any(isinstance(event, DeltasPruned) for event, _ in federation.log())
+        deltas = (Place(federation.topics.deltas, partition) for partition in range(2))
+        assert any(federation.bus.begin_offset(place) > 0 for place in deltas), "nothing was pruned"
 
 
 def test_an_auditor_rebuilds_exports_examines_and_attaches_and_writes_nothing(finished: World, tmp_path: Path) -> None:
