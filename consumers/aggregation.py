@@ -219,6 +219,7 @@ class _Active:
         return parameters.placed(), slots.placed() if slots else None
 
     def _commit(self, entry: Entry, events: list[object]) -> None:
+        self._require_uncovered(entry)
         position = Position(told_positions(entry), accepted_index=entry.commit.next_index, accepted_hash=entry.hash)
         # 3. One commit.
         made = self._signer.sign(entry, self._history.rounds.reader.chain, self._clock.wall_ms()) if self._signer else None
@@ -229,13 +230,24 @@ class _Active:
         for taken in appended.entries:
             self._history.lineage.fold(taken, on_key=self._destroy_void)
         if not appended.taken:
-            raise PlaceTakenError(
-                "another aggregation's commit was taken first",
-                topic=self._topics.rounds,
-                hint="this member stands back and starts again from the log",
-            )
+            raise self._stand_back()
         if self._signer and made is not None:
             self._signer.taken(made)
+
+    def _require_uncovered(self, entry: Entry) -> None:
+        """Stand back if `rounds` covers a commit by now: the head moved on with it, and would take its outcome once more.
+
+        A rebuild reads `rounds` to its end, and may find there what an earlier life or another member wrote.
+        """
+        if self._history.lineage.position.accepted_index >= entry.commit.next_index:
+            raise self._stand_back()
+
+    def _stand_back(self) -> PlaceTakenError:
+        return PlaceTakenError(
+            "another aggregation's commit was taken first",
+            topic=self._topics.rounds,
+            hint="this member stands back and starts again from the log",
+        )
 
     def _destroy_void(self, event: KeyEvent) -> None:
         """Destroy the keys of a client that was erased. `rounds` says so, hence every round that needs them is made."""
