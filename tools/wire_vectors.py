@@ -29,14 +29,18 @@ from refold.consumers.commands import signed_part
 from refold.keyring import secret_digest
 from refold.producers.sealer import Place
 from refold.schemas.canonical import decode, encode
+from refold.schemas.checkpoints import Checkpoint, sign_checkpoint
 from refold.schemas.checks import Command, EndFederation
 from refold.schemas.codec import encode_integers
 from refold.schemas.commits import Chain, Position, commit_hash, next_commit, pack_events, root_hash
 from refold.schemas.events import FederationEnded, Receipt, Receipts
-from refold.schemas.keys import COMMAND_TAG, UPDATE_TAG, SigningKey
+from refold.schemas.kept import Kept
+from refold.schemas.keys import CHECKPOINT_TAG, COMMAND_TAG, UPDATE_TAG, SigningKey
 from refold.schemas.layout import Integers, Layout
+from refold.schemas.merkle import consistency_ranges, inclusion_ranges, leaf_hash, root_of
 from refold.schemas.payload import chunk_digest, describe, payload_root
 from refold.schemas.plans import RoundPlan
+from refold.schemas.proofs import ConsistencyProof, InclusionProof
 from refold.schemas.sealing import SUITE, SealingKey, chunk_info
 from refold.schemas.updates import ClientUpdate, UpdateBody, update_digest
 
@@ -238,6 +242,47 @@ def chain() -> Any:
     return {"topic": topic, "root": root.head.hex(), "records": lines, "events": [event.hex() for event in events]}
 
 
+def checkpoints() -> Any:
+    """A log of seven events: the roots of its beginnings, proofs, and signed checkpoints."""
+    events = [encode(FederationEnded(number, "over")) for number in range(7)]
+    leaves = [leaf_hash(data) for data in events]
+    signed = [_checkpoint(leaves[:size]) for size in range(1, 8)]
+    return {
+        "events": [data.hex() for data in events],
+        "leaves": [leaf.hex() for leaf in leaves],
+        "roots": {str(size): root_of(leaves[:size]).hex() for size in range(8)},
+        "checkpoints": [
+            {
+                "record": encode(one.checkpoint).hex(),
+                "digest": one.checkpoint.digest.hex(),
+                "message": (CHECKPOINT_TAG + one.checkpoint.digest).hex(),
+                "kept": one.to_json(),
+            }
+            for one in signed
+        ],
+        "inclusion": [
+            InclusionProof(
+                index, events[index], _path(leaves[:size], inclusion_ranges(index, size)), signed[size - 1]
+            ).to_json()
+            for index, size in ((0, 1), (0, 7), (3, 7), (6, 7), (4, 6))
+        ],
+        "consistency": [
+            ConsistencyProof(signed[old - 1], signed[new - 1], _path(leaves[:new], consistency_ranges(old, new))).to_json()
+            for old, new in ((1, 7), (3, 7), (4, 7), (6, 7), (2, 5), (7, 7))
+        ],
+    }
+
+
+def _checkpoint(leaves: list[bytes]) -> Kept:
+    size = len(leaves)
+    said = Checkpoint("toy", size, root_of(leaves), bytes([size]) * 32, 2 * size, bytes(32), 1_700_000_000_000 + size)
+    return Kept(sign_checkpoint(said, KEY), KEY.public)
+
+
+def _path(leaves: list[bytes], ranges: list[tuple[int, int]]) -> tuple[bytes, ...]:
+    return tuple(root_of(leaves[first:end]) for first, end in ranges)
+
+
 EXACT: dict[str, Callable[[], Any]] = {
     "types": types,
     "records": records,
@@ -246,6 +291,7 @@ EXACT: dict[str, Callable[[], Any]] = {
     "plans": plans,
     "lattice": lattice,
     "chain": chain,
+    "checkpoints": checkpoints,
     "sealing": sealing,
 }
 FRAMED: dict[str, Callable[[], Any]] = {"chunks": chunks, "fold": fold, "update": update}

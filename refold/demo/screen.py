@@ -69,6 +69,11 @@ class Screen:
             self.console.print(
                 f"round {one['round']:>3} rebuilt from genesis and from a snapshot: {one['digest'][:12]}… {verdict}"
             )
+        kept = report["witnessed"]
+        verdict = "[green]all fit[/]" if kept["checkpoints"] == kept["fit"] else f"[red]only {kept['fit']} fit[/]"
+        self.console.print(
+            f"{kept['checkpoints']} signed checkpoints, kept by {kept['clients']} clients, held against the log: {verdict}"
+        )
         out = escape(str(request.out))
         self.console.print(f"{out}/ holds report.json, accuracy.png, and each run's log and bus file", soft_wrap=True)
 

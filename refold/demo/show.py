@@ -60,11 +60,12 @@ def perform(request: Request, told: Told) -> Show:
     with open_buses(request.bus, request.brokers) as buses:
         outcomes = _run_all(request, buses, told)
         rebuilt = _rebuild(outcomes["all"].url, request.rounds)
+        witnessed = _witnessed(outcomes["all"].url, request.out / "all" / "clients")
     found = findings(outcomes["all"].faults, outcomes["all"].log)
     for outcome in outcomes.values():
         _keep_lines(request.out / outcome.kind.name / "log.jsonl", outcome.log)
     _draw(request.out / "accuracy.png", outcomes, found)
-    report = _report(outcomes, found) | {"rebuilt": rebuilt}
+    report = _report(outcomes, found) | {"rebuilt": rebuilt, "witnessed": witnessed}
     report["seconds"] = round(time.monotonic() - began_s, 1)
     (request.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return Show(outcomes, found, report)
@@ -153,6 +154,14 @@ def _rebuild_round(history: History, round_: int) -> dict[str, Any]:
     genesis, nearest = history.rebuild(round_, start=0), history.rebuild(round_)
     equal = _bytes(genesis) == _bytes(nearest) and genesis.digest == nearest.digest == history.lineage.state_digest(round_)
     return {"round": round_, "digest": nearest.digest.hex(), "equal": equal}
+
+
+def _witnessed(url: str, clients: Path) -> dict[str, int]:
+    """Hold the log against what its clients kept of it."""
+    files = sorted(clients.glob("*/*.witness"))
+    with refold.connect(url) as federation:
+        summary = federation.verify(quick=True, against=files).summary
+    return {"clients": len(files), "checkpoints": summary.against, "fit": summary.fitting}
 
 
 def _bytes(state: ModelState) -> list[bytes]:

@@ -21,6 +21,7 @@ KEYS = {
     "faults",
     "server_kills",
     "rebuilt",
+    "witnessed",
     "bus",
     "seconds",
 }
@@ -101,7 +102,12 @@ def test_anyone_can_repeat_the_findings_from_what_refold_log_prints(shown: tuple
 
 
 def test_the_federation_that_is_left_verifies(shown: tuple[dict[str, Any], Path]) -> None:
-    refold("verify", "--bus", shown[0]["bus"])
+    report, out = shown
+    kept = [str(box) for box in sorted((out / "all" / "clients").glob("*.outbox")) if list(box.glob("*.witness"))]
+    refold("verify", "--bus", report["bus"], *[word for box in kept for word in ("--against", box)])
+    witnessed = report["witnessed"]
+    assert witnessed["clients"] == len(kept) > 0
+    assert witnessed["checkpoints"] == witnessed["fit"] > 0
 
 
 def test_without_faults_nothing_is_rejected_and_no_server_killed(tmp_path: Path) -> None:

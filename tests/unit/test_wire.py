@@ -19,15 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import wire_tables
 import wire_vectors
 from foreign import arrays, records
+from foreign.checkpoints import Checkpoints, extends
 from foreign.log import Chain as ForeignChain
 from foreign.log import draw
 from wire_values import formula
 
+from refold.schemas import merkle
 from refold.schemas.canonical import decode
 from refold.schemas.codec import decode_floats, decode_integers, decode_raw
 from refold.schemas.commits import Chain
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.layout import Layout
+from refold.schemas.proofs import proof_from_json, require_proof
 from refold.schemas.reasons import REASONS
 from refold.schemas.topk import decode_sparse
 from refold.schemas.updates import ClientUpdate
@@ -269,3 +272,53 @@ def test_the_foreign_client_packs_chunks_that_refold_reads(form: int, read: Any)
     assert struct.unpack_from("<II", chunks[1], 4) == (1, 1)
     for block, found in read(chunks, Layout.of(wire_vectors.LARGE)):
         assert found.tolist() == given[block.tensor][block.elements].tolist()
+
+
+def test_the_golden_proofs_hold_and_are_the_ones_that_refold_makes() -> None:
+    said = vectors("checkpoints")
+    for kind in ("inclusion", "consistency"):
+        for value in said[kind]:
+            require_proof(proof_from_json(value), log_keys=[wire_vectors.KEY.public])
+    every = [merkle.leaf_hash(bytes.fromhex(data)) for data in said["events"]]
+    assert [leaf.hex() for leaf in every] == said["leaves"]
+    assert {size: merkle.root_of(every[: int(size)]).hex() for size in said["roots"]} == said["roots"]
+
+
+def test_the_foreign_client_believes_the_golden_checkpoints_and_no_others() -> None:
+    every = [records.decode(bytes.fromhex(one["record"]))[1] for one in vectors("checkpoints")["checkpoints"]]
+    for value in vectors("checkpoints")["consistency"]:
+        old, new = every[value["old"]["events"] - 1], every[value["new"]["events"] - 1]
+        path = [bytes.fromhex(node) for node in value["path"]]
+        assert extends(old, new, path)
+        assert not extends(old, new, [*path, bytes(32)])
+        assert not extends(old, {**new, "root": bytes(32)}, path)
+        assert not path or not extends({**old, "root": bytes(32)}, new, path)
+
+
+def test_the_foreign_client_checks_what_a_commit_of_rounds_signs() -> None:
+    first, second = vectors("checkpoints")["checkpoints"][2], vectors("checkpoints")["checkpoints"][6]
+    path = next(v["path"] for v in vectors("checkpoints")["consistency"] if v["old"]["events"] == 3)
+    reader = Checkpoints("toy", [wire_vectors.KEY.public])
+    reader.take(*_carried(first, 0, []))
+    with pytest.raises(records.RefusedError):
+        reader.take(*_carried(second, 3, []))
+    commit, event = _carried(second, 3, path)
+    with pytest.raises(records.RefusedError):
+        reader.take({**commit, "first_index": 1}, event)
+    with pytest.raises(records.RefusedError):
+        reader.take(commit, {**event, "signed": {**event["signed"], "signature": bytes(64)}})
+    reader.take(commit, event)
+
+
+def _carried(one: Any, previous_events: int, path: list[str]) -> tuple[Any, Any]:
+    """Return a commit of `rounds` and the checkpoint in it, as the foreign client reads them."""
+    said = records.decode(bytes.fromhex(one["record"]))[1]
+    position = {"accepted_index": said["events"], "accepted_hash": said["head"]}
+    commit = {"position": position, "first_index": said["rounds_index"], "previous": said["rounds_head"]}
+    signed = {
+        "checkpoint": said,
+        "key_id": wire_vectors.KEY.key_id,
+        "signature": bytes.fromhex(one["kept"]["signature"]),
+    }
+    proof = [bytes.fromhex(node) for node in path]
+    return commit, {"signed": signed, "previous_events": previous_events, "consistency": proof}
