@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -201,10 +201,17 @@ class World:
 
 @dataclass
 class Clients:
-    """Clients as threads of the test's own process, for tests that end servers only."""
+    """Clients as threads of the test's own process, for tests that end servers only.
+
+    Parameters
+    ----------
+    drop
+        Which of the records that they send are lost.
+    """
 
     world: World
     names: Sequence[str]
+    drop: Callable[[str, bytes | None], bool] | None = None
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -216,7 +223,7 @@ class Clients:
 
     def _work(self, name: str, number: int) -> None:
         try:
-            work(self.world.place, name, self.world.place.open(), np.random.default_rng(number))
+            work(self.world.place, name, self.world.place.open(drop=self.drop), np.random.default_rng(number))
         except BaseException as error:
             self.world.client_errors.append(error)
 
