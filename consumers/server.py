@@ -24,7 +24,7 @@ from refold.consumers.detectors import Ensemble
 from refold.consumers.inspection import Inspector
 from refold.consumers.sealing import SealingKeys
 from refold.consumers.snapshots import Snapshots
-from refold.consumers.startup import refuse_what_loses_data
+from refold.consumers.startup import refuse_lost_log, refuse_what_loses_data
 from refold.schemas.errors import (
     BusError,
     FencedError,
@@ -66,7 +66,10 @@ def read_genesis(bus: Bus, topics: Topics) -> Genesis:
     ------
     NotFoundError
         There is no federation of this name on the bus.
+    IntegrityError
+        Its log is gone, or none of its records begins a chain.
     """
+    refuse_lost_log(bus, topics)
     if topics.accepted not in bus.topics():
         raise NotFoundError(f"no federation {topics.federation!r} on this bus", hint="make one with `refold init`")
     reader = LedgerReader(bus, topics.accepted)

@@ -6,7 +6,7 @@ from refold.bus.contract import Bus, Place
 from refold.bus.symptoms import Severity, Symptom
 from refold.bus.topics import Topics
 from refold.schemas.commits import Position
-from refold.schemas.errors import ConfigurationError, IntegrityError
+from refold.schemas.errors import ConfigurationError, IntegrityError, NotFoundError
 
 
 def examine_federation(bus: Bus, topics: Topics, *, thorough: bool = False) -> list[Symptom]:
@@ -59,3 +59,21 @@ def refuse_lost_input(bus: Bus, topics: Topics, position: Position) -> None:
     found = lost_input(bus, topics, position)
     if found:
         raise IntegrityError(f"{found[0].subject} {found[0].what}", topic=found[0].subject, hint=found[0].fix)
+
+
+def refuse_lost_log(bus: Bus, topics: Topics) -> None:
+    """Raise IntegrityError where `accepted` is gone or empty and `rounds` is not: a federation made now would begin anew."""
+    if _end(bus, topics.rounds) and not _end(bus, topics.accepted):
+        raise IntegrityError(
+            f"{topics.federation}'s log is gone, and its rounds are there: its topic was deleted, or made anew",
+            topic=topics.accepted,
+            hint="restore it from a copy (`refold import` into a new bus or file); make no new federation of this name",
+        )
+
+
+def _end(bus: Bus, topic: str) -> int:
+    """Return where a topic of one partition ends, 0 if there is none. A topic that may not be seen raises."""
+    try:
+        return bus.end_offset(Place(topic, 0))
+    except NotFoundError:
+        return 0

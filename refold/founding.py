@@ -17,6 +17,7 @@ from refold.bus.topics import Topics
 from refold.consumers.limits import limit_settings
 from refold.consumers.planning import plan_round
 from refold.consumers.selection import SELECTIONS
+from refold.consumers.startup import refuse_lost_log
 from refold.consumers.verdicts import BAD_PPM
 from refold.federation import Federation
 from refold.keyring import key_folder, secret_digest
@@ -98,6 +99,8 @@ def create(
         There is such a federation already.
     UsageError
         A tensor, setting or name that cannot be used.
+    IntegrityError
+        There was such a federation, and its log is gone.
     """
     settled = _defence(defence, selection, aggregation, bad_share)
     policy = (plan or Plan()).policy()
@@ -108,6 +111,7 @@ def create(
     federation = Federation(bus, name, key_folder(url, keys))
     if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):
         raise PlaceTakenError(f"there is a federation {name!r} on this bus", hint="connect to it, or choose another name")
+    refuse_lost_log(bus, federation.topics)
     # 1. Keys.
     operator, secret = federation.keyring.create()
     # 2. Topics.
