@@ -284,7 +284,8 @@ class _Active:
         return self._at_deadline()
 
     def _at_deadline(self) -> str:
-        self._intake.inspect_to_ends(self._checked_next)
+        if not self._intake.inspect_to_ends(self._checked_next):
+            return ""  # What was refused of it is judged first; the deadline is over in the next turn as in this one.
         if len(self._candidates()) >= self.roster.plan.minimum:
             return "deadline" if self.roster.plan.deadline_ms else ""
         self._deadline.extend()

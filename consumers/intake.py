@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import blake3
@@ -27,6 +28,9 @@ from refold.schemas.commits import PartitionPosition, Position
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.identity import KeyRequest
 from refold.schemas.updates import ClientUpdate, UpdateBody
+
+MOST_AT_ONCE_BYTES = 8 << 20
+"""Manifests that a deadline's look takes in at once: decoded, each may have some ten times its size."""
 
 
 class Intake:
@@ -64,6 +68,8 @@ class Intake:
         self._asking: set[str] = set()
         self.holes = 0
         self._everyone_in = -1
+        self._ends: dict[int, int] = {}
+        self._ends_for = -1
         self.coverage = {
             partition: Coverage(PartitionPosition(partition, 0, ()))
             for partition in range(bus.topics()[topics.updates].partitions)
@@ -90,10 +96,13 @@ class Intake:
         self._open_from[fact.partition] = fact.open_from
         self._learn(fact, coverage, record.offset)
 
-    def inspect_range(self, partition: int, first: int, last: int, *, checked_offset: int) -> None:
-        """Do consistency's work for a range of offsets of `updates` of which nothing is known."""
+    def inspect_range(self, partition: int, first: int, last: int, *, checked_offset: int, most_bytes: float = math.inf) -> int:
+        """Do consistency's work for a range of offsets of `updates` of which nothing is known.
+
+        Ends early once the manifests come to `most_bytes`, and returns to how many they came.
+        """
         self._window = self._window or ChunkWindow(self._bus, self._topics.updates, self._clock)
-        coverage = self.coverage[partition]
+        coverage, size = self.coverage[partition], 0
         for record in records_in(self._bus, Place(self._topics.updates, partition), first, last):
             if is_chunk(record.headers):
                 self._window.add(record)
@@ -104,14 +113,29 @@ class Intake:
             finding = inspect(self._inspector, self._window, record, self._roster.sealing.fault)
             fact = checked(record, finding, NO_OFFSET, first_chunk, first_chunk, "detection")
             self._learn(fact, coverage, checked_offset)
+            size += len(record.value or b"")
+            if size >= most_bytes:
+                return size
         coverage.pass_over(last)
+        return size
 
-    def inspect_to_ends(self, checked_offset: int) -> None:
-        """Make every update known that is in the topic now, so that no deadline closes over one that came in time."""
+    def inspect_to_ends(self, checked_offset: int, *, most_bytes: int = MOST_AT_ONCE_BYTES) -> bool:
+        """Make every update known that is in the topic now, so that no deadline closes over one that came in time.
+
+        Returns whether all are. A flood is taken in bit by bit, each judged before the next, up to where the topic ended when
+        this was first asked for the round.
+        """
+        if self._ends_for != self._roster.plan.round:
+            self._ends_for = self._roster.plan.round
+            self._ends = {p: self._bus.end_offset(Place(self._topics.updates, p)) for p in self.coverage}
         for partition, coverage in self.coverage.items():
-            end = self._bus.end_offset(Place(self._topics.updates, partition))
-            if coverage.seen_to + 1 < end:
-                self.inspect_range(partition, coverage.seen_to + 1, end - 1, checked_offset=checked_offset)
+            first, last = coverage.seen_to + 1, self._ends[partition] - 1
+            if first <= last:
+                most_bytes -= self.inspect_range(partition, first, last, checked_offset=checked_offset, most_bytes=most_bytes)
+                if most_bytes <= 0:
+                    return False
+        self._ends_for = -1
+        return True
 
     def _attempted(self, fact: Attempted, coverage: Coverage, checked_offset: int) -> None:
         source = (fact.partition, fact.offset)

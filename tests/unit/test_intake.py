@@ -153,6 +153,32 @@ def test_f13_what_consistency_never_told_of_is_found_before_a_deadline_closes_th
         assert events(federation, RoundClosed)[0].closed_by == "deadline"
 
 
+def test_f30_a_flood_at_the_deadline_is_taken_in_bit_by_bit_and_closes_the_round_all_the_same(
+    bus: MemoryBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = make(bus, tmp_path, minimum=1, heartbeat_s=60.0)
+    monkeypatch.setattr(Intake.inspect_to_ends, "__kwdefaults__", {"most_bytes": 500})
+    most = 0
+    with SteppedServer(federation) as server:
+        server.settle()
+        send(federation, "ann")
+        beat(federation, server.clock, *NAMES)
+        server.settle()
+        with bus.producer() as producer:
+            for number in range(300):
+                producer.send(federation.topics.updates, b"garbage %d" % number, partition=0)
+        late = send(federation, "bob")
+        server.clock.advance(31)
+        for _ in range(100):
+            server.step("detection", "aggregation")
+            most = max(most, len(intake(server).waiting))
+        found = verdicts(federation)
+    assert most < 60
+    assert found.count(("bob", late, "accepted")) == 1
+    assert len([one for one in found if one[0] == ""]) == 300
+    assert events(federation, RoundClosed)[0].closed_by == "deadline"
+
+
 def test_f07_an_update_that_crashes_every_member_is_judged_undecoded_and_without_blame(federation: Federation) -> None:
     with SteppedServer(federation) as server:
         server.settle()
