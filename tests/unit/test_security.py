@@ -14,7 +14,8 @@ from refold.bus.security import PREFIX, KafkaSecurity
 from refold.cli import run
 from refold.cli.settings import KAFKA, OTHER_KAFKA, kafka_security
 from refold.schemas.errors import ConfigurationError, UsageError
-from refold.testing.kafka import Authority
+from refold.testing.kafka import Authority, Secured
+from refold.testing.kafka.settings import EXTERNAL
 
 SECRET = "a-secret-that-nobody-is-shown"
 
@@ -270,3 +271,22 @@ def test_nothing_that_proves_an_account_is_logged_at_any_level(caplog):
         logging.getLogger("kafka.protocol.parser").setLevel(logging.NOTSET)
     assert SECRET not in caplog.text
     assert "another" in caplog.text
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_brokers_settings_in_the_documentation_are_those_that_are_tested(tmp_path):
+    """Under other names of listeners and files: a broker with the page's settings starts in no test, one with these does."""
+    page = (Path(__file__).parents[2] / "docs" / "KAFKA.md").read_text()
+    block = page.partition("```properties\n")[2].partition("```")[0]
+    block = block.replace("ACCOUNT", EXTERNAL).replace(".account.", ".external.")
+    written = dict(line.split("=", 1) for line in block.splitlines() if line and not line.startswith("#"))
+    tested = Secured(tmp_path).settings()
+    assert written.pop("sasl.enabled.mechanisms") in tested["sasl.enabled.mechanisms"]
+    protocols = "listener.security.protocol.map"
+    assert set(written.pop(protocols).split(",")) == set(tested[protocols].split(","))
+    for name in ("listeners", "ssl.keystore.location", "ssl.truststore.location"):
+        written.pop(name)
+    assert written.items() <= tested.items()
+    assert "#" not in "".join(written.values()), "a comment after a value is a part of it"
