@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from refold.bus.security import KafkaSecurity
 from refold.schemas.errors import ConfigurationError
 from refold.schemas.files import read_small
+from refold.schemas.keys import UNREADABLE
 
 _SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
@@ -107,7 +107,7 @@ def _private_key(security: KafkaSecurity, path: str | Path) -> Any:
     encrypted = b"ENCRYPTED" in data
     try:
         return serialization.load_pem_private_key(data, password.encode() if password and encrypted else None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         hint = "name the file with its password: key-password-file=FILE" if encrypted else "have the file made anew"
         raise _wrong("key", "the private key cannot be opened", hint, path) from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import blake3
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -21,6 +21,9 @@ CHECKPOINT_TAG = b"refold 2026 checkpoint\0"
 HEARTBEAT_TAG = b"refold 2026 heartbeat\0"
 REQUEST_TAG = b"refold 2026 key request\0"
 POSSESSION_TAG = b"refold 2026 key possession\0"
+
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
+"""What the cryptography package raises over bytes that are no key, or one of a kind that it does not know."""
 
 
 class SigningKey:
@@ -58,7 +61,7 @@ class SigningKey:
             raise NotFoundError("no key file", path=path, hint="make one with `refold enroll CLIENT --new-key FILE`") from error
         try:
             key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except UNREADABLE as error:
             raise ConfigurationError("not a private key in PEM form", path=path) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigurationError("not an Ed25519 key", path=path)
@@ -150,7 +153,7 @@ def load_public(path: str | Path) -> bytes:
             if isinstance(key, Ed25519PublicKey):
                 return key.public_bytes_raw()
         raw = data if len(data) == 32 else bytes.fromhex(data.decode("ascii").strip())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise ConfigurationError("not a public key", path=path, hint="PEM, 64 hexadecimal digits or 32 bytes") from error
     if len(raw) != 32:
         raise ConfigurationError("not an Ed25519 public key of 32 bytes", path=path)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 import blake3
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke, serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from refold.schemas.errors import ConfigurationError, InvalidRecord
 from refold.schemas.files import create_file
+from refold.schemas.keys import UNREADABLE
 from refold.schemas.payload import CHUNK_BYTES
 
 SUITE = "hpke-x25519-hkdf-sha256-aes-256-gcm"
@@ -71,7 +72,7 @@ class SealingKey:
         """
         try:
             key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except UNREADABLE as error:
             raise ConfigurationError("not a private key in PEM form", path=path) from error
         if not isinstance(key, X25519PrivateKey):
             raise ConfigurationError("not an X25519 key", path=path)
