@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 
 import refold
-from refold.bus.clock import SystemClock
-from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
+from refold.bus.ledger import Entry, LedgerReader
 from refold.consumers.checkpoints import LogSigner
 from refold.consumers.proving import prove_consistency
 from refold.federation import Federation
-from refold.schemas.commits import Chain
+from refold.schemas.canonical import encode
+from refold.schemas.commits import Chain, commit_hash, next_commit
 from refold.schemas.events import Origin, UpdateAccepted
 from refold.schemas.kept import Kept
 from refold.schemas.keys import log_key
@@ -47,28 +47,33 @@ def silent(*_told: object) -> None:
     """Show nothing."""
 
 
-def verdict(number: int) -> UpdateAccepted:
-    """Return an event of the usual size: some 450 bytes."""
-    origin = Origin(0, number, os.urandom(32), f"client-{number % 997}", os.urandom(8), 1, os.urandom(8), 0, "train", 1)
+def verdicts(first: int, count: int) -> tuple[bytes, ...]:
+    """Return events of the usual size, some 450 bytes, that differ in the update's digest."""
     payload = describe([os.urandom(16)], inline_bytes=-1)
-    return UpdateAccepted(origin, 10, 10, (("loss", 0.5),), "grid", (0,), payload, payload, ())
+    origin = Origin(0, 1, bytes(32), "client-17", os.urandom(8), 1, os.urandom(8), 0, "train", 1)
+    event = encode(UpdateAccepted(origin, 10, 10, (("loss", 0.5),), "grid", (0,), payload, payload, ()))
+    return tuple(event.replace(bytes(32), number.to_bytes(32, "big"), 1) for number in range(first + 1, first + 1 + count))
 
 
 def write(federation: Federation, events: int) -> list[Kept]:
-    """Fill the log and return checkpoints of half of it and of all of it."""
-    secret = federation.keyring.secret()
-    signer, key = LogSigner(federation.name, log_key(secret), None), log_key(secret)
-    reader = LedgerReader(federation.bus, federation.topics.accepted)
+    """Fill the log, past the writer that every server uses, and return checkpoints of half of it and of all of it."""
+    topic, key = federation.topics.accepted, log_key(federation.keyring.secret())
+    signer, reader = LogSigner(federation.name, key, None), LedgerReader(federation.bus, topic)
     for entry in reader.read_to_end():
         signer.fold(entry)
-    writer = LedgerWriter(federation.bus, reader, writer="bench", clock=SystemClock())
-    kept = []
-    for first in range(0, events, COMMIT):
-        taken = writer.append(tuple(map(verdict, range(first, first + COMMIT))), reader.chain.position)
-        signer.fold(taken.entries[-1])
-        if first + COMMIT in (events // 2 // COMMIT * COMMIT, events):
-            kept.append(Kept(signer.sign(taken.entries[-1], ROUNDS, 0).signed, key.public))
-    writer.close()
+    chain, kept = reader.chain, list[Kept]()
+    with federation.bus.producer() as producer:
+        for first in range(0, events, COMMIT):
+            encoded = verdicts(first, COMMIT)
+            commit = next_commit(chain, encoded, chain.position, writer="bench", epoch=1, time_ms=0)
+            data = encode(commit)
+            producer.send(topic, data, partition=0)
+            producer.flush()
+            chain.offer(data)
+            entry = Entry(commit, commit_hash(data), 0, (), encoded)
+            signer.fold(entry)
+            if first + COMMIT in (events // 2 // COMMIT * COMMIT, events):
+                kept.append(Kept(signer.sign(entry, ROUNDS, 0).signed, key.public))
     reader.close()
     return kept
 

@@ -9,6 +9,7 @@ Then the client goes no further. Both checkpoints stay in a ``.forked`` file: si
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -164,8 +165,7 @@ class Witness:
         self._saved_at_s = self._clock.monotonic_s()
         if self._is_saved:
             return
-        other = _read(self.path)
-        if not other or not self._held or other[-1].events < self._held[-1].events:
+        if not self._held or _newest_in(self.path) < self._held[-1].events:
             self._is_saved = _replace(self.path, to_lines(self._held))
 
     def close(self) -> None:
@@ -194,6 +194,14 @@ def _read(path: Path) -> list[Kept]:
         log.warning("what was witnessed cannot be read and is kept aside: %s", error)
         path.replace(path.with_suffix(".broken"))
         return []
+
+
+def _newest_in(path: Path) -> int:
+    """Return how many events the last checkpoint of a file covers, as it says itself; 0 where there is none."""
+    try:
+        return int(json.loads(path.read_text().splitlines()[-1])["events"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def _replace(path: Path, text: str) -> bool:
