@@ -211,8 +211,17 @@ def test_f28_updates_of_which_the_log_keeps_no_signature_are_counted(site: Site)
     assert [found.check for found in report.findings] == [SIGNATURES]
 
 
+def test_f28_a_server_signs_nothing_on_top_of_a_log_that_its_last_checkpoint_does_not_fit(site: Site):
+    _, index = updates(site.accepted())[6]
+    site.forger(has_key=False).rewrite(other_verdict(index))
+    with site.connect() as federation:
+        server = federation.serve(["aggregation"])
+        with server, pytest.raises(IntegrityError, match="are not those of the checkpoint in `rounds`"):
+            server.wait(20)
+
+
 @pytest.mark.parametrize("commits", [1, 3])
-def test_f28_and_f19_a_tail_that_both_logs_lost_is_found_by_a_checkpoint_held_outside(site: Site, commits: int):
+def test_f19_and_f28_a_tail_that_both_logs_lost_is_found_by_a_checkpoint_held_outside(site: Site, commits: int):
     """What disks lose that were cut off, and what a liar cuts: two logs that agree and are only shorter."""
     left = site.forger().cut(commits)
     assert site.findings() == []
