@@ -33,6 +33,9 @@ def load_group(connection: sqlite3.Connection, name: str) -> Group:
 
 def _group(generation: int, kept: Any) -> Group:
     members = [Member(**{**member, "topics": tuple(member["topics"])}) for member in kept["members"]]
+    for topic, partition, holder in (*kept["assigned"], *kept["held"]):
+        if not isinstance(topic, str) or type(partition) is not int or not isinstance(holder, str):
+            raise TypeError("a place that is none")
     return Group(
         generation=generation,
         members={member.name: member for member in members},
