@@ -34,7 +34,7 @@ def busy_model(side: int) -> dict[str, np.ndarray]:
     Parameters
     ----------
     side
-        Of its largest tensor, a square; 270 suffices.
+        Of its largest tensor, a square; at 310 a dense update takes more than goes inline.
     """
     return {"w": np.zeros((side, side), "f4"), **{f"t{n:03}": np.zeros(2, "f4") for n in range(260)}, "n": np.array(0)}
 
