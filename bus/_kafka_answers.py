@@ -7,7 +7,7 @@ from typing import Any
 
 from kafka.protocol.consumer import FetchRequest
 
-from refold.bus._kafka_batches import Batch, read_records, split_batches
+from refold.bus._kafka_batches import Batch, damaged, read_records, split_batches
 from refold.bus.contract import Place, Record
 
 
@@ -41,10 +41,17 @@ def fetch_request(offsets: dict[Place, int], max_bytes: int, wait_s: float) -> A
 
 
 class Held:
-    """What one answer brought for one place, handed out record by record."""
+    """What one answer brought for one place, handed out record by record.
 
-    def __init__(self, place: Place, offset: int, data: memoryview) -> None:
+    Parameters
+    ----------
+    offset, end_offset
+        What was asked for, and where the broker says that the place ends.
+    """
+
+    def __init__(self, place: Place, offset: int, end_offset: int, data: memoryview) -> None:
         self.position = offset
+        self._end_offset = end_offset
         self.size_bytes = len(data)
         self._place = place
         self._batches = split_batches(data, place)
@@ -73,6 +80,11 @@ class Held:
         self._batch = next(self._batches, None)
         if self._batch is None:
             return False
+        base, last = self._batch.base_offset, self._batch.last_offset
+        if not self.position <= last < self._end_offset:
+            # A batch's checksum does not cover its offset: taken at its word, a changed bit would pass over records.
+            self._batch, self._batches = None, iter(())
+            raise damaged(self._place, self.position, f"it says that it lies at {base} to {last}, of {self._end_offset}")
         self._records = read_records(self._batch, self._place, self.position)
         return True
 

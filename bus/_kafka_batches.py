@@ -137,16 +137,17 @@ def split_batches(data: memoryview, place: Place) -> Iterator[Batch]:
         )
         end = at + _LENGTH_END + length
         if magic != 2 or length < HEADER.size - _LENGTH_END:
-            raise _damaged(place, base, f"its format is {magic}, not 2")
+            raise damaged(place, base, f"its format is {magic}, not 2")
         if end > len(data):
             return
         if crc32c(data[at + _CHECKED_FROM : end]) != checksum:
-            raise _damaged(place, base, "its checksum does not fit")
+            raise damaged(place, base, "its checksum does not fit")
         yield Batch(data[at:end], base, base + last_delta, attributes, first_ms, max_ms, count)
         at = end
 
 
-def _damaged(place: Place, offset: int, what: str) -> BusError:
+def damaged(place: Place, offset: int, what: str) -> BusError:
+    """Return the error of a batch whose bytes are not what its writer made."""
     hint = "the broker's disk or the network changed bytes; check the broker's log, then read again"
     return BusError(
         f"a record batch is damaged: {what}", topic=place.topic, partition=place.partition, offset=offset, hint=hint

@@ -251,7 +251,7 @@ class Fetching:
             self._looked[place] = offset, flight.sent_at
             self._ends[place] = part.high_watermark
             if part.records and place not in self._held:
-                self._held[place] = Held(place, offset, memoryview(part.records))
+                self._held[place] = Held(place, offset, part.high_watermark, memoryview(part.records))
             elif not brought and part.high_watermark > offset:
                 # Nothing is left of what was there: the cleaner took it. A broker reads up to the end it tells, so an answer
                 # that is empty altogether means that; one that is full may only have had no room for this place.

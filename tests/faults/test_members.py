@@ -1,16 +1,20 @@
-"""Faults 9, 10 and 29: no sign of life, members that come and go all the time, clocks that jump."""
+"""Faults 8, 9, 10 and 29: a reader that hangs, no sign of life, members that come and go all the time, clocks that jump."""
 
 from __future__ import annotations
 
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 
+import pytest
 from faultkit.clocks import jumping
 from faultkit.processes import wait_until
 from faultkit.world import GROUPS, Clients, World
 from faultkit.zombies import head_of
+
+import refold
 
 CHURN_S = 0.5
 ROUNDS = 12
@@ -51,6 +55,39 @@ def test_f09_without_any_heartbeat_rounds_are_judged_and_made(world: World):
     world.wait_until_settled()
     world.stop()
     assert world.assert_sound().accepted == 3 * 4
+
+
+def test_f08_an_attached_consumer_that_hangs_holds_nobody_up_and_may_change_nothing(world: World):
+    world.found(clients=3, rounds=4, deadline_s=3.0)
+    hangs, let_go, seen = threading.Event(), threading.Event(), []
+
+    def look_on() -> None:
+        with refold.connect(world.place.url) as federation:
+
+            @federation.consumer("hanging", topic="accepted")
+            def hang(event: object, _context: object) -> None:
+                with pytest.raises((AttributeError, TypeError)):
+                    event.round = 7  # type: ignore[attr-defined]
+                hangs.set()
+                let_go.wait()
+                seen.append(event)
+
+            federation.run(follow=False)
+
+    looker = threading.Thread(target=look_on, daemon=True)
+    looker.start()
+    assert hangs.wait(30.0)
+    for group in GROUPS:
+        world.serve(group)
+    with Clients(world, world.clients):
+        pass
+    world.wait_until_settled()
+    assert not seen
+    let_go.set()
+    looker.join()
+    world.stop()
+    assert world.assert_sound().accepted == 3 * 4
+    assert len(seen) == len(list(world.fed.log()))
 
 
 def test_f29_clocks_that_jump_by_an_hour_or_ten_years_change_no_verdict(world: World, seed: int):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refold.bus import Place, Record
+from refold.bus._kafka_answers import Held
 from refold.bus._kafka_batches import (
     HEADER,
     MAX_BATCH_BYTES,
@@ -154,6 +155,20 @@ def test_a_damaged_batch_is_an_error_of_the_infrastructure():
     with pytest.raises(BusError, match="checksum") as raised:
         read(batch)
     assert raised.value.where == {"topic": PLACE.topic, "partition": PLACE.partition, "offset": 9}
+
+
+@pytest.mark.parametrize("bit", [1 << 2, 1 << 40, 1 << 63], ids=["near", "far", "negative"])
+def test_f22_a_batch_whose_offset_was_changed_on_the_way_passes_over_nothing(bit):
+    rows = [(0, None, b"%d" % number, ()) for number in range(4)]
+    answer = bytearray(batch_of(rows, base_offset=100))
+    held = Held(PLACE, 100, 104, memoryview(bytes(answer)))
+    assert [held.peek().value, held.position] == [b"0", 100]
+    struct.pack_into(">Q", answer, 0, 100 ^ bit)
+    changed = Held(PLACE, 100, 104, memoryview(bytes(answer)))
+    with pytest.raises(BusError, match="is damaged"):
+        changed.peek()
+    assert changed.position == 100
+    assert changed.peek() is None
 
 
 def test_a_batch_that_the_broker_cut_off_is_left_for_the_next_fetch():
