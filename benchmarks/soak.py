@@ -98,7 +98,7 @@ def soak(world: World, brokers: ProxiedCluster | None, options: argparse.Namespa
         found |= disturbed(run, options.minutes * 60)
         found |= finish(run)
     except AssertionError as error:
-        failures.append(str(error)[-4000:])
+        failures.append(f"{str(error)[:1000]} … {str(error)[-3000:]}")
     finally:
         run.close()
     if "disturbed_rounds_per_s" in found:

@@ -54,7 +54,7 @@ def test_f07_an_update_over_which_memory_runs_out_is_judged_undecoded_and_the_ot
     assert "memory ran out" in (world.place.folder / "server.log").read_text()
     poisoned = {event.origin.digest for event in verdicts(world, UpdateRejected) if "poison" in event.reasons}
     assert len(poisoned) == findings.reasons["poison"] == 1
-    assert sum(server.deaths for server in servers) >= MAX_ATTEMPTS
+    assert sum(server.failures for server in servers) >= MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize("side", [BEFORE, AFTER])

@@ -173,7 +173,9 @@ class Child:
         Faults to come: each life gets the first, which is done with once the life ended by it; those that are survived come all
         in one life.
     begins_again_after
-        The exit codes after which another life begins.
+        The exit codes after which another life begins, as a supervisor would begin one.
+    deaths, failures
+        Lives that were ended by SIGKILL, and those that ended otherwise and were followed by another.
     """
 
     name: str
@@ -182,6 +184,7 @@ class Child:
     queue: list[Fault] = field(default_factory=list)
     begins_again_after: frozenset[int] = frozenset({-signal.SIGKILL})
     deaths: int = 0
+    failures: int = 0
     exits: list[int] = field(default_factory=list)
     started_s: float = 0.0
     _process: BaseProcess | None = None
@@ -238,9 +241,12 @@ class Child:
             if len(self.exits) == 0:
                 self.exits.append(code)
             return False
-        self.deaths += 1
-        if self.queue:
-            self.queue.pop(0)
+        if code != -signal.SIGKILL:
+            self.failures += 1
+        else:
+            self.deaths += 1
+            if self.queue:
+                self.queue.pop(0)
         self.start()
         return True
 

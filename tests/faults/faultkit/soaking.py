@@ -228,6 +228,9 @@ class BrokerSoak(Soak):
     def __init__(self, brokers: ProxiedCluster, *args: Any) -> None:
         super().__init__(*args)
         self._brokers = brokers
+        for child in (*self.servers.values(), *self.clients):
+            # One that is started while too few brokers run says so and ends; its supervisor starts it again.
+            child.begins_again_after |= {BusError.exit_code, TryAgainError.exit_code}
 
     @property
     def deeds(self) -> dict[str, tuple[Callable[[], None], int]]:
