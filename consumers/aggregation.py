@@ -25,10 +25,9 @@ from refold.consumers.accepted import Deltas, OpenUpdates, aggregate
 from refold.consumers.alerts import Alerts
 from refold.consumers.checkpoints import LogSigner
 from refold.consumers.notices import notices_of, refuses_without_receipt, told_positions
-from refold.consumers.sealing import SealingKeys
+from refold.consumers.sealing import SealingKeys, destroyer
 from refold.consumers.standby import Standby
 from refold.producers.history import History
-from refold.producers.lineage import KeyEvent
 from refold.schemas.commits import Position
 from refold.schemas.errors import ConfigurationError, IntegrityError, PlaceTakenError
 from refold.schemas.events import (
@@ -108,7 +107,7 @@ class _Active:
         self._clock = clock
         self._topics = topics
         self._genesis = genesis
-        self._keys = keys
+        self._destroy_void = destroyer(keys)
         self._history = History(bus, topics, genesis=genesis, on_key=self._destroy_void)
         self._history.refresh()
         self._covered = self._history.lineage.position
@@ -248,13 +247,6 @@ class _Active:
             topic=self._topics.rounds,
             hint="this member stands back and starts again from the log",
         )
-
-    def _destroy_void(self, event: KeyEvent) -> None:
-        """Destroy the keys of a client that was erased. `rounds` says so, hence every round that needs them is made."""
-        if isinstance(event, ClientErased):
-            destroyed = self._keys.destroy(event.client, event.key_ids)
-            if destroyed:
-                log.warning("destroyed %d sealing keys of %s", destroyed, event.client)
 
     def close(self) -> None:
         close_all(self._history, self._accepted, self._deltas, self._producer, self._writer, self._alerts)

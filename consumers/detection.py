@@ -37,6 +37,7 @@ from refold.consumers.liveness import Deadline, Liveness
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
 from refold.consumers.pruning import carry_out, plan_pruning
+from refold.consumers.sealing import destroyer
 from refold.consumers.suspicions import Suspicions
 from refold.consumers.verdicts import Ruling, events_of, fitting
 from refold.consumers.view import LogView
@@ -81,7 +82,7 @@ class Detection:
         self._clock = clock
         self._member = member
         self._ensemble = ensemble or Ensemble()
-        self._view = LogView(bus, topics)
+        self._view = LogView(bus, topics, on_key=destroyer(inspector.keys))
         self._view.read_to_end()
         self._active: _Active | None = None
         self._consumer = bus.consumer(group=f"{topics.federation}.detection", instance=member)

@@ -11,6 +11,7 @@ an SSD keeps aside are the operator's.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -19,11 +20,14 @@ from pathlib import Path
 
 import blake3
 
+from refold.producers.lineage import KeyEvent, KeyListener
 from refold.schemas.erasure import ClientErased, ClientKeyed, EraseClient, KeyClient
 from refold.schemas.errors import ConfigurationError, InvalidRecord
 from refold.schemas.files import read_small
 from refold.schemas.sealing import SUITE, Said, SealingKey, chunk_info, sealing_key_id
 from refold.schemas.updates import Sealing
+
+log = logging.getLogger("refold.server")
 
 GOOD, VOID, UNKNOWN = "good", "void", "unknown"
 NAME = re.compile(r"([0-9a-f]{32})\.([0-9a-f]{16})\.pem")
@@ -99,6 +103,21 @@ class SealingKeys:
                 _destroy(path)
                 destroyed += 1
         return destroyed
+
+
+def destroyer(keys: SealingKeys) -> KeyListener:
+    """Return what, hearing of `rounds`, destroys the keys of a client that was erased.
+
+    `rounds` says so, hence every round that needs them is made.
+    """
+
+    def hear(event: KeyEvent) -> None:
+        if isinstance(event, ClientErased):
+            destroyed = keys.destroy(event.client, event.key_ids)
+            if destroyed:
+                log.warning("destroyed %d sealing keys of %s", destroyed, event.client)
+
+    return hear
 
 
 def _owner(client: str) -> str:

@@ -8,7 +8,7 @@ from refold.bus.ledger import Entry, LedgerReader
 from refold.bus.topics import Topics
 from refold.consumers.roster import Roster
 from refold.consumers.startup import refuse_lost_input
-from refold.producers.lineage import LineageReader
+from refold.producers.lineage import KeyListener, LineageReader
 from refold.schemas.errors import IntegrityError, NotFoundError
 from refold.schemas.events import Genesis
 
@@ -17,13 +17,18 @@ class LogView:
     """The logs as far as they were read. A member that stands by keeps it warm, so that taking over is a matter of a moment.
 
     It is read before the member joins its group: reading a long log must not cost the place that it is read for.
+
+    Parameters
+    ----------
+    on_key
+        Hears of sealing keys in `rounds`.
     """
 
-    def __init__(self, bus: Bus, topics: Topics) -> None:
+    def __init__(self, bus: Bus, topics: Topics, *, on_key: KeyListener | None = None) -> None:
         self._bus = bus
         self._topics = topics
         self.accepted = LedgerReader(bus, topics.accepted)
-        self.rounds = LineageReader(bus, topics)
+        self.rounds = LineageReader(bus, topics, on_key=on_key)
         self._roster: Roster | None = None
         self._hashes: dict[int, bytes] = {0: bytes(32)}
 

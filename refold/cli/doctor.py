@@ -14,6 +14,7 @@ from refold.bus.topics import Topics
 from refold.cli.acls import tell_acls
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json
+from refold.consumers.sealing import SealingLog
 from refold.consumers.startup import examine_federation, lost_input
 from refold.consumers.view import LogView
 from refold.federation import Federation
@@ -68,6 +69,7 @@ def symptoms(federation: Federation) -> Iterator[Symptom]:
     yield from examine_federation(bus, topics, thorough=True)
     yield from _logs(bus, topics)
     yield _keys(federation)
+    yield from _sealing(federation)
     yield _signed(federation)
     yield _identity(federation)
     yield from _clocks(bus, topics)
@@ -97,6 +99,27 @@ def _keys(federation: Federation) -> Symptom:
         fix = "say where the operator's key is with --keys or REFOLD_KEYS"
         return Symptom("keys", Severity.WARNING, "the operator's key here is not this federation's", fix)
     return Symptom("keys", Severity.OK, "the server's secret and the operator's key are here")
+
+
+def _sealing(federation: Federation) -> Iterator[Symptom]:
+    """Compare the sealing keys that are here with those that the log knows."""
+    said, keys = SealingLog(), federation.keyring.sealing
+    try:
+        for event, _ in federation.log():
+            said.fold(event)
+    except IntegrityError:
+        return  # Told of with the logs.
+    lacking = [client for client in said.keys if set(said.good(client)) - set(keys.held(client))]
+    left = [client for client in said.keys if set(keys.held(client)) - set(said.good(client))]
+    if lacking:
+        what = f"this machine cannot serve: it lacks sealing keys of {len(lacking)} clients, {lacking[0]!r} first"
+        fix = f"copy {keys.folder} from the machine that `refold seal` ran on"
+        yield Symptom("sealing", Severity.WARNING, what, fix)
+    if left:
+        what = f"{len(left)} clients that were erased, {left[0]!r} first, have keys here that are void"
+        yield Symptom("sealing", Severity.WARNING, what, f"`refold erase {left[0]}` destroys them here")
+    if said.keys and not lacking and not left:
+        yield Symptom("sealing", Severity.OK, f"the sealing keys of {len(said.keys)} clients are as the log has them")
 
 
 def _signed(federation: Federation) -> Symptom:

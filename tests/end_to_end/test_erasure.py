@@ -16,7 +16,10 @@ import refold
 from refold.bus.contract import Place
 from refold.bus.payloads import PayloadReader
 from refold.bus.ranges import records_in
+from refold.cli.doctor import symptoms
 from refold.consumers.attempts import MAX_ATTEMPTS
+from refold.consumers.detection import Detection
+from refold.consumers.inspection import Inspector
 from refold.consumers.sealing import KeyLackingError, SealingKeys, opened
 from refold.federation import Federation
 from refold.producers.client import Client
@@ -302,6 +305,60 @@ def test_a_server_that_lacks_a_good_key_stops_and_moves_nothing_and_goes_on_when
         assert refusal(federation, again, tmp_path, sequence=9) == "one-per-round"
     assert [event.origin.sequence for event, _ in federation.log() if isinstance(event, UpdateRejected)] == [9]
     assert federation.verify().summary.waiting == 1
+
+
+def test_a_crash_between_the_event_and_the_destruction_is_made_good_by_the_next_server(
+    open_federation: tuple[Federation, SteppedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation, server = open_federation
+
+    def crash(*_: Any) -> None:
+        raise MemoryError("killed here")
+
+    federation.erase("ann")
+    with monkeypatch.context() as patched:
+        patched.setattr(SealingKeys, "destroy", crash)
+        with pytest.raises(MemoryError):
+            server.settle()
+    assert [event for event, _ in federation.log("rounds") if isinstance(event, ClientErased)]
+    assert federation.keyring.sealing.held("ann")
+    server.close()
+    with SteppedServer(federation, member="successor"):
+        assert federation.keyring.sealing.held("ann") == []
+
+
+def test_a_server_that_stands_by_destroys_its_own_copy(
+    open_federation: tuple[Federation, SteppedServer], tmp_path: Path
+) -> None:
+    federation, server = open_federation
+    other = SealingKeys(Path(shutil.copytree(tmp_path / "fed.keys" / "sealing", tmp_path / "other")))
+    inspector = Inspector.of(federation.genesis, federation.keyring.secret(), other)
+    standby = Detection(federation.bus, federation.topics, inspector, member="standby", clock=server.clock)
+    federation.erase("ann")
+    server.settle()
+    assert other.held("ann")
+    while standby.step(0.0) or other.held("ann"):
+        pass
+    standby.close()
+
+
+def test_doctor_says_which_sealing_keys_are_lacking_or_left(
+    open_federation: tuple[Federation, SteppedServer], tmp_path: Path
+) -> None:
+    federation, server = open_federation
+
+    def sealing() -> list[tuple[str, bool]]:
+        return [(found.severity.name, "void" in found.what) for found in symptoms(federation) if found.subject == "sealing"]
+
+    assert sealing() == [("OK", False)]
+    copy = Path(shutil.copytree(tmp_path / "fed.keys" / "sealing", tmp_path / "other"))
+    shutil.rmtree(tmp_path / "fed.keys" / "sealing")
+    assert sealing() == [("WARNING", False)]
+    federation.erase("ann")
+    server.settle()
+    assert sealing() == [("OK", False)]
+    shutil.copytree(copy, tmp_path / "fed.keys" / "sealing")
+    assert sealing() == [("WARNING", True)]
 
 
 def test_a_client_that_asks_for_sealing_does_not_start_without_a_key(tmp_path: Path) -> None:
