@@ -24,7 +24,7 @@ NOT_YET_VALID, EXPIRED, HOST_MISMATCH, ADDRESS_MISMATCH = 9, 10, 62, 64
 TLS_RECORDS = range(0x1403, 0x1804)
 """First two bytes of a TLS record: its kind, 20 to 23, and the major version 3. No answer of Kafka's is that long."""
 
-ASKS_FOR_CERTIFICATE = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "HANDSHAKE_FAILURE")
+ASKS_FOR_CERTIFICATE = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE")
 REFUSES_CERTIFICATE = ("UNKNOWN_CA", "CERTIFICATE_UNKNOWN", "CERTIFICATE_EXPIRED", "CERTIFICATE_REVOKED", "ACCESS_DENIED")
 TRY = "in refold.toml under [kafka], or as"
 
@@ -96,7 +96,8 @@ def _alert(error: ssl.SSLError, security: KafkaSecurity, broker: str) -> RefoldE
     if reason.endswith(ASKS_FOR_CERTIFICATE + REFUSES_CERTIFICATE):
         hint = "is it signed by a CA that the broker trusts, and not revoked?"
         return ConfigurationError(f"the broker refuses this client's certificate ({reason})", hint=hint, **where)
-    hint = "brokers must speak TLS 1.2 or newer; see the broker's log"
+    # Bytes that changed on the way end a handshake in any of the other ways: it is tried again.
+    hint = "tried again it may succeed; if not, see the broker's log (is TLS 1.2 or newer switched off there?)"
     return BusError(f"the broker ended the TLS handshake ({reason})", broker=broker, hint=hint)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 import refold
+from refold.bus import open_bus
 from refold.cli import run
 from refold.schemas.errors import ConfigurationError
 from refold.testing.kafka import Cluster
@@ -44,8 +46,18 @@ def set_topic(kafka: Cluster, topic: str, **settings: str) -> None:
     try:
         named = {name.replace("_", "."): value for name, value in settings.items()}
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=named)])
+        # It is acknowledged by the controller, and the broker, which is asked what is set, learns of it a moment later.
+        deadline = time.monotonic() + 10
+        while not is_set(admin, topic, named) and time.monotonic() < deadline:
+            pass
     finally:
         admin.close()
+
+
+def is_set(admin: KafkaAdminClient, topic: str, wanted: dict[str, str]) -> bool:
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict.fromkeys(wanted))
+    [found] = [topics[topic] for topics in admin.describe_configs([resource], config_filter="all").values()]
+    return all(found[name]["value"] == value for name, value in wanted.items())
 
 
 def name_of(url: str) -> str:
@@ -96,7 +108,13 @@ def test_more_partitions_than_the_log_knows_are_a_failure(kafka: Cluster, url: s
 
     admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
     try:
-        admin.create_partitions({f"{name_of(url)}.deltas": NewPartitions(total_count=5)})
+        deltas = f"{name_of(url)}.deltas"
+        admin.create_partitions({deltas: NewPartitions(total_count=5)})
+        # As in `set_topic`.
+        deadline = time.monotonic() + 10
+        with open_bus(url) as bus:
+            while bus.topics()[deltas].partitions < 5 and time.monotonic() < deadline:
+                pass
     finally:
         admin.close()
     code, found = doctor()
