@@ -1,5 +1,8 @@
 """Pruning of payloads by policy: announced before it is done, done again after a crash, and rebuilds stay as they were."""
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -215,3 +218,23 @@ def test_the_log_says_what_is_due() -> None:
     assert (log.due(20, 20), log.allowed(20)) == (0, 9)
     several = PruningLog(keep_rounds=40)
     assert (several.due(48, 48), several.due(49, 49)) == (0, 10)
+
+
+# The command line.
+
+
+def test_prune_on_the_command_line(federation: Federation) -> None:
+    def refold_(*words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "refold", *words, "--bus", federation.url]
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+    assert refold_("prune").returncode == 2
+    assert refold_("prune", "--before", "r9", "--timeout", "1").returncode == 4
+    with federation.serve():
+        said = refold_("prune", "--before", "r3", "--json")
+        assert said.returncode == 0, said.stderr
+        assert json.loads(said.stdout) == {"keep_rounds": 0, "before_round": 3, "pruned_before": 3}
+        said = refold_("prune", "--keep-rounds", "7")
+        assert (said.returncode, "the newest 7 rounds" in said.stdout) == (0, True), said.stderr
+    assert [event.before_round for event in pruned(federation)] == [3]
+    assert "payloads of rounds below 3 are pruned" in refold_("log").stdout

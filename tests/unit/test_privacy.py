@@ -19,11 +19,13 @@ from dp_accounting.pld import PLDAccountant
 from scipy.optimize import brentq
 from scipy.stats import kstest, norm
 
+import refold
 from refold.producers import privacy
 from refold.producers.noise import NormalStream
 from refold.producers.privacy import Privacy, PrivateUpdates, epsilon_of
 from refold.producers.spending import SpendingFile, Spent
 from refold.schemas.errors import ConfigurationError, InvalidRecord, UsageError
+from refold.schemas.keys import SigningKey
 from refold.state.clipping import clipped_and_noised, length_of
 from refold.state.model_state import ModelState, initial_state
 
@@ -255,3 +257,24 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert file.read() == said
     (path,) = tmp_path.glob("*.privacy")
     assert json.loads(path.read_text())["said"]["released"] == [[0.1, 3], [7.25, 1]]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--clip-norm", "1"], "go together"),
+        (["--clip-norm", "1", "--noise-multiplier", "-1"], "noise_multiplier"),
+        (["--clip-norm", "1", "--noise-multiplier", "1", "--privacy-delta", "1"], "delta"),
+    ],
+)
+def test_a_clients_privacy_on_the_command_line_is_refused_where_it_has_no_sense(
+    tmp_path: Path, refold_: Shell, monkeypatch: pytest.MonkeyPatch, words: list[str], what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with refold.create(f"sqlite:{tmp_path}/fed.db", {"w": np.zeros(3, "f4")}):
+        pass
+    (tmp_path / "toy_train.py").write_text("def train(task): pass\n")
+    SigningKey.generate().save(tmp_path / "ann.pem")
+    line = ["client", "ann", "--bus", f"sqlite:{tmp_path}/fed.db", "--key", "ann.pem", "--train", "toy_train:train"]
+    said = refold_(*line, *words)
+    assert (said.code, what in said.err) == (2, True), said.err
