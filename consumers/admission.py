@@ -60,7 +60,7 @@ def refusal(
         The round is short of updates and takes them from clients that it did not select.
     """
     if roster.ended:
-        return "federation-ended"
+        return _over_limit(roster, waiting, body) or "federation-ended"
     standing = roster.clients.get(body.client) or Standing()
     others = [item for item in waiting if item.body is not None and item.reason not in NOT_FIRST | UNSEEN]
     return (

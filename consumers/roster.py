@@ -166,7 +166,7 @@ class Roster:
         if request is not None and request.kind == BY_TOKEN:
             standing.keys.tokens.pop(request.authority, None)
         elif request is not None:
-            standing.keys.retire(request.authority, partition=request.partition, before=request.offset)
+            standing.keys.retire(request.authority, partition=request.partition, before=request.offset + 1)
         standing.keys.add(event.public_key)
 
     def _obeyed(self, command_id: bytes | None) -> None:

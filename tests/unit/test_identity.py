@@ -365,11 +365,11 @@ def test_garbage_of_strangers_is_counted_and_kept_within_bounds(
 ) -> None:
     kinds = [encode(BanClient("x", "")), b"", b"\xff" * 20]
     with federation.bus.producer() as producer:
-        for number in range(20_000):
+        for number in range(5_000):
             producer.send(federation.topics.updates, kinds[number % 3] + rng.bytes(number % 3 * 4), partition=0)
     server.settle()
     strangers = events(federation, Unattributed)
-    assert sum(event.count for event in strangers) == 20_000
+    assert sum(event.count for event in strangers) == 5_000
     assert len(strangers) < 1000
     assert len(records(federation, federation.topics.quarantine, Quarantined)) == 256
     for name in NAMES:
@@ -475,3 +475,16 @@ def test_f34_who_opens_uploads_without_end_loses_their_beginnings_and_holds_up_n
 
 def add(window: ChunkWindow, offset: int, value: bytes, key: bytes) -> None:
     window.add(Record("toy.updates", 0, offset, 0, key, value, chunk_headers()))
+
+
+def test_after_the_end_noise_is_counted_in_rows_too(federation: Federation, server: SteppedServer) -> None:
+    federation.end()
+    server.settle()
+    for sequence in range(100):
+        send(federation, session=(1, bytes(8)), sequence=sequence, seed=sequence)
+    server.settle()
+    said = verdicts(federation)
+    assert sum(count for _, reason, count in said if reason == "federation-ended") == 32
+    assert sum(count for _, reason, count in said if reason == "over-limit") == 68
+    assert len(said) < 50
+    assert_sound(federation)
