@@ -54,6 +54,10 @@ def parse_url(url: str) -> BusUrl:
 def _parse_kafka(url: str, rest: str) -> BusUrl:
     address, _, query = rest.removeprefix("//").partition("?")
     brokers, _, federation = address.partition("/")
+    if "@" in brokers:
+        # Nothing of it is repeated: it may be a password.
+        hint = "say who you are with user=NAME and password-file=FILE: --kafka, refold.toml or REFOLD_KAFKA_*"
+        raise ConfigurationError("an account does not belong in the bus URL", hint=hint)
     if not rest.startswith("//") or not brokers or "" in brokers.split(","):
         raise ConfigurationError("the kafka URL names no broker", url=repr(url), hint=f"write {FORMS}")
     wrong = [broker for broker in brokers.split(",") if not _is_address(broker)]

@@ -149,6 +149,13 @@ def test_a_flag_without_a_name_is_not_repeated():
     assert SECRET not in str(raised.value)
 
 
+def test_an_account_in_the_url_is_refused_and_not_repeated(capsys):
+    assert run(["log", "--bus", f"kafka://ward-7:{SECRET}@127.0.0.1:1/x"]) == 78
+    told = capsys.readouterr().err
+    assert "password-file" in told
+    assert SECRET not in told
+
+
 # -- files -------------------------------------------------------------------------------------------------------------------
 
 
