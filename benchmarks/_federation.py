@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.int64]
 Weights = list[Floats]
 
 EPOCHS, BATCH, LONGEST_GRADIENT = 5, 16, 5.0
-RATE, DECAY = {"digits": 0.5, "cancer": 0.1}, 0.9
+RATE, DECAY = {"digits": 0.5, "cancer": 0.1, "made": 0.1}, 0.9
 LEAST_EXAMPLES = 12
 ROOT = 60
 """Examples of the server's own, for what needs root data."""
@@ -73,12 +73,15 @@ class Course:
 
 @lru_cache(maxsize=4)
 def load(data: str) -> tuple[Floats, Labels]:
-    """Return rows in 0 … 1 (digits) or standardised (cancer), and labels. Source: UCI repository, 1995 and 1998."""
+    """Return rows in 0 … 1 (digits) or standardised, and labels. Source: UCI repository, 1995 and 1998; "made" is drawn."""
     from sklearn import datasets
 
     if data == "digits":
         bunch = datasets.load_digits()
         return (bunch.data / 16).astype(np.float32), bunch.target.astype(np.int64)
+    if data == "made":
+        rows, labels = datasets.make_classification(1500, 24, n_informative=12, n_classes=3, random_state=7)
+        return (rows / rows.std(0)).astype(np.float32), labels.astype(np.int64)
     bunch = datasets.load_breast_cancer()
     return ((bunch.data - bunch.data.mean(0)) / bunch.data.std(0)).astype(np.float32), bunch.target.astype(np.int64)
 

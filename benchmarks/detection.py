@@ -53,10 +53,14 @@ def grid(options: argparse.Namespace) -> Grid:
     held_out = options.split == "held-out"
     seeds = range(1001 if held_out else 1, (1001 if held_out else 1) + options.seeds)
     kinds = (
-        [("digits", "mlp"), ("cancer", "mlp"), ("digits", "cnn")] if held_out else [("digits", "mlp"), ("digits", "softmax")]
+        [("digits", "mlp"), ("cancer", "mlp"), ("digits", "cnn")]
+        if held_out
+        else [("digits", "mlp"), ("digits", "softmax"), ("made", "mlp")]
     )
-    fractions = (0.0, 0.2) if options.quick else (0.0, 0.1, 0.2, 0.3, 0.4)
+    fractions = (0.0, 0.2) if options.quick else tuple(float(word) for word in options.bad.split(","))
     rounds = 8 if options.quick else 20
+    if options.kinds:
+        kinds = [tuple(word.split("-")) for word in options.kinds.split(",")]
     settings = tuple(
         Setting(data, model, clients, share, alpha, bad, seed, rounds)
         for seed in seeds
@@ -224,7 +228,9 @@ def main() -> int:
     parser.add_argument("--closed", action="store_true")
     parser.add_argument("--split", choices=("development", "held-out"), default="development")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--bad", default="0,0.1,0.2,0.3,0.4", help="shares of bad clients")
     parser.add_argument("--judges", default="", help=f"of {', '.join(JUDGES)}")
+    parser.add_argument("--kinds", default="", help="data and models, such as digits-mlp,cancer-mlp")
     parser.add_argument("--attacks", default="", help=f"of {', '.join(ATTACKS)}")
     parser.add_argument("--cache", type=Path, default=Path("build/courses"))
     parser.add_argument("--json", action="store_true")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refold.consumers.detectors import Cohort, Ensemble, Opinion
+from refold.consumers.detectors import Cohort, Ensemble, Opinion, Recent
 from refold.consumers.features import FeatureExtractor, Features
 from refold.consumers.planning import capped
 from refold.demo.data import Examples, deal, load_digits
@@ -76,6 +76,7 @@ class Simulation:
         self._extractor = FeatureExtractor(self._schema, seed.to_bytes(32, "little"))
         self._ensemble = Ensemble()
         self._history: dict[str, dict[str, list[float]]] = {}
+        self._recent = Recent()
         self._oracle = oracle
         self._seed = seed
         self.tally = Tally()
@@ -107,7 +108,10 @@ class Simulation:
 
     def _judge(self, round_: int, names: list[str], deltas: list[Weights]) -> list[Opinion]:
         features = tuple(features_of(delta, self._schema, self._extractor) for delta in deltas)
-        opinions = self._ensemble.judge(Cohort(round_, tuple(names), features, self._history))
+        recent = self._recent.view(round_)
+        opinions = self._ensemble.judge(Cohort(round_, tuple(names), features, self._history, recent=recent))
+        for name, found, opinion in zip(names, features, opinions, strict=True):
+            self._recent.take(round_, name, found, accepted=not opinion.reasons)
         for name, opinion in zip(names, opinions, strict=True):
             past = self._history.setdefault(name, {})
             for score in opinion.scores:
