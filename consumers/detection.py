@@ -255,7 +255,10 @@ class _Active:
         clients = tuple(item.client for item in candidates)
         features = tuple(item.features() for item in candidates)
         before = dict(self._ensemble.faults)
-        opinions = self._ensemble.judge(Cohort(self.roster.plan.round, clients, features, self.roster.past_scores()))
+        metrics = tuple(dict(item.body.metrics) if item.body else {} for item in candidates)
+        round_, past = self.roster.plan.round, self.roster.past_scores()
+        cohort = Cohort(round_, clients, features, past, metrics=metrics, recent=self.roster.recent.view(round_))
+        opinions = self._ensemble.judge(cohort)
         for name in [name for name, count in self._ensemble.faults.items() if count > before.get(name, 0)]:
             self._alerts.raise_(
                 f"detector {name}",

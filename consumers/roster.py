@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refold.bus.ledger import Entry
+from refold.consumers.detectors.recent import Recent
 from refold.consumers.limits import Limits
 from refold.consumers.pruning import PruningLog
 from refold.consumers.sealing import SealingLog
@@ -33,6 +34,7 @@ from refold.schemas.identity import (
     ClientRevoked,
     TokenAdmitted,
 )
+from refold.schemas.payload import Payload
 from refold.schemas.plans import RoundPlan
 from refold.schemas.reasons import REASONS
 from refold.schemas.updates import ANSWERS
@@ -94,6 +96,7 @@ class Roster:
     sealing: SealingLog = field(default_factory=SealingLog)
     pruning: PruningLog = field(default_factory=PruningLog)
     history: deque[Judged] = field(default_factory=lambda: deque(maxlen=20_000))
+    recent: Recent = field(default_factory=Recent)
 
     @classmethod
     def of(cls, genesis: Genesis) -> Roster:
@@ -186,7 +189,7 @@ class Roster:
         self.clients[origin.client].accept(origin.base_round + 1, origin.kind, origin.digest)
         if origin.kind == "train":
             self._done(origin)
-            self.history.append(Judged(origin.client, origin.base_round + 1, True, (), event.scores))
+            self._remember(Judged(origin.client, origin.base_round + 1, True, (), event.scores), event.features)
 
     def _rejected(self, event: UpdateRejected) -> None:
         origin = event.origin
@@ -201,7 +204,14 @@ class Roster:
         if "equivocation" in event.reasons and self.required:
             self._freeze(origin.client)
         if any(REASONS.get(reason) == "anomaly" for reason in event.reasons):
-            self.history.append(Judged(origin.client, origin.base_round + 1, False, event.reasons, event.scores))
+            self._remember(Judged(origin.client, origin.base_round + 1, False, event.reasons, event.scores), event.features)
+
+    def _remember(self, judged: Judged, features: Payload | None) -> None:
+        """Take note of a verdict for detectors with a memory; features that do not lie in the log itself are not looked for."""
+        self.history.append(judged)
+        if features is not None and features.inline is not None:
+            # By the round that is open: an update from an older base was compared with this round's.
+            self.recent.take(self.plan.round, judged.client, features.inline, accepted=judged.accepted)
 
     def _freeze(self, client: str) -> None:
         """Stop a client that said two things under one number: it lies, or its key is in two hands."""

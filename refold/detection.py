@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refold.consumers.detectors import Cohort as FeatureCohort
-from refold.consumers.detectors import Ensemble, Opinion
+from refold.consumers.detectors import Ensemble, Opinion, Recent
+from refold.consumers.detectors.choice import DEFAULT, chosen
 from refold.consumers.features import FeatureExtractor, Features
 from refold.schemas.errors import UsageError
 from refold.schemas.layout import Layout
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.state.tensors import schema_of, to_numpy
+
+RUNS, LEAST_RUN = 8, 16
+"""Deltas without tensors are cut into so many runs of equal length, none shorter, which are looked at as tensors are."""
 
 REMEMBERED = 20_000
 """Judgements that are remembered, as by the group."""
@@ -32,11 +37,14 @@ class DetectionConfig:
     ----------
     max_staleness
         How many rounds an update's base may lie behind, where a cohort says.
+    detectors
+        Names of those that may reject: Refold's own, and what installed packages offer as ``refold.detectors``.
     secret
         32 bytes that draw the sketch's signs and coordinates. Set your own where attackers may know the default.
     """
 
     max_staleness: int = 0
+    detectors: tuple[str, ...] = DEFAULT
     secret: bytes = bytes(32)
 
     def __post_init__(self) -> None:
@@ -62,6 +70,8 @@ class Cohort:
         Digest of the model that each was trained from, in any form that compares.
     metrics
         What each client reports, such as ``{"loss": 0.3}``.
+    root
+        What training on data of the server's own changed, for the detector ``root``; like one of `deltas`.
     """
 
     round: int
@@ -71,6 +81,7 @@ class Cohort:
     base_rounds: Sequence[int] | None = None
     digests: Sequence[object] | None = None
     metrics: Sequence[Mapping[str, float]] | None = None
+    root: Any = None
 
     def __post_init__(self) -> None:
         count = len(self.client_ids)
@@ -112,9 +123,13 @@ class Detection:
     """
 
     config: DetectionConfig | None = None
-    _ensemble: Ensemble = field(default_factory=Ensemble, init=False)
+    _ensemble: Ensemble = field(init=False)
     _extractor: _Extractor | None = field(default=None, init=False)
     _past: deque[tuple[str, Opinion]] = field(default_factory=lambda: deque(maxlen=REMEMBERED), init=False)
+    _recent: Recent = field(default_factory=Recent, init=False)
+
+    def __post_init__(self) -> None:
+        self._ensemble = Ensemble(chosen((self.config or DetectionConfig()).detectors))
 
     def judge(self, cohort: Cohort) -> list[Verdict]:
         """Return a verdict of each update, in the cohort's order.
@@ -130,18 +145,26 @@ class Detection:
         features = [self._extractor.features(delta) for delta in cohort.deltas] if self._extractor else []
         verdicts = [_refusal(cohort, index, found, config) for index, found in enumerate(features)]
         candidates = [index for index, verdict in enumerate(verdicts) if verdict is None]
-        opinions = self._ensemble.judge(
-            FeatureCohort(
-                cohort.round,
-                tuple(cohort.client_ids[index] for index in candidates),
-                tuple(found for index in candidates if isinstance(found := features[index], Features)),
-                self._history(),
-            )
-        )
+        opinions = self._ensemble.judge(self._features_of(cohort, candidates, features))
         for index, opinion in zip(candidates, opinions, strict=True):
-            self._past.append((cohort.client_ids[index], opinion))
+            client, found = cohort.client_ids[index], features[index]
+            self._past.append((client, opinion))
+            if isinstance(found, Features):
+                self._recent.take(cohort.round, client, found, accepted=not opinion.reasons)
             verdicts[index] = Verdict(not opinion.reasons, opinion.score, opinion.reasons)
         return [verdict for verdict in verdicts if verdict is not None]
+
+    def _features_of(self, cohort: Cohort, candidates: Sequence[int], features: Sequence[Features | str]) -> FeatureCohort:
+        root = self._extractor.features(cohort.root) if cohort.root is not None and self._extractor else None
+        return FeatureCohort(
+            cohort.round,
+            tuple(cohort.client_ids[index] for index in candidates),
+            tuple(found for index in candidates if isinstance(found := features[index], Features)),
+            self._history(),
+            metrics=tuple(cohort.metrics[index] for index in candidates) if cohort.metrics is not None else (),
+            recent=self._recent.view(cohort.round),
+            root=root if isinstance(root, Features) else None,
+        )
 
     def _history(self) -> dict[str, dict[str, list[float]]]:
         past: dict[str, dict[str, list[float]]] = {}
@@ -166,7 +189,9 @@ class _Extractor:
         if isinstance(delta, Mapping):
             schema = schema_of({name: np.zeros_like(array) for name, array in to_numpy(delta).items()})
         else:
-            schema = ModelSchema((TensorSchema("delta", "float32", (len(delta),), 0, "mean"),))
+            ends = np.linspace(0, len(delta), min(RUNS, max(1, len(delta) // LEAST_RUN)) + 1).astype(int)
+            runs = [TensorSchema(f"run-{first}", "float32", (int(end - first),), 0, "mean") for first, end in pairwise(ends)]
+            schema = ModelSchema(tuple(runs))
         return cls(schema, Layout.of(schema), FeatureExtractor(schema, secret))
 
     def features(self, delta: Any) -> Features | str:
@@ -184,9 +209,9 @@ class _Extractor:
         if isinstance(delta, Mapping):
             return list(to_numpy(delta, self.schema).values())
         array = np.asarray(delta, dtype=np.float32)
-        if array.shape != self.schema.tensors[0].shape:
-            raise UsageError(f"a delta of shape {array.shape}, the first had {self.schema.tensors[0].shape}")
-        return [array]
+        if array.shape != (self.schema.size,):
+            raise UsageError(f"a delta of shape {array.shape}, the first had {self.schema.size:,} parameters")
+        return np.split(array, np.cumsum([tensor.size for tensor in self.schema.tensors])[:-1])
 
 
 def _refusal(cohort: Cohort, index: int, features: Features | str, config: DetectionConfig) -> Verdict | None:

@@ -70,6 +70,14 @@ REASONS = MappingProxyType(
         "tensor-norm": ANOMALY,
         "quantile": ANOMALY,
         "direction": ANOMALY,
+        "signs": ANOMALY,
+        "ranks": ANOMALY,
+        "twins": ANOMALY,
+        "prediction": ANOMALY,
+        "outlier": ANOMALY,
+        "pattern": ANOMALY,
+        "reported": ANOMALY,
+        "root": ANOMALY,
     }
 )
 """Reason code → class."""

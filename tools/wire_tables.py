@@ -80,6 +80,14 @@ MEANINGS = {
     "tensor-norm": "One tensor changed much more than in the cohort's updates.",
     "quantile": "Magnitudes are spread otherwise than in the cohort's updates.",
     "direction": "Points away from the cohort's updates.",
+    "signs": "Another share of its changes is positive than in the cohort's.",
+    "ranks": "It stands in the same place among the others at too many coordinates.",
+    "twins": "It is more alike to another update than different data makes them.",
+    "prediction": "It does not go on from the client's own last update as the others go on from theirs.",
+    "outlier": "A detector that learned from past updates finds it unlike them.",
+    "pattern": "It looks as injected attacks do, by itself or together with the client's last updates.",
+    "reported": "The loss or accuracy that the client reports is unlike everyone's.",
+    "root": "It points away from what training on the server's own data gives.",
 }
 NOTES = {
     "TensorSchema.shape": "Sizes of the dimensions; empty for a scalar, which has one element.",

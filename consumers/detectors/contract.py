@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from refold.consumers.features import Features
+
+if TYPE_CHECKING:
+    from refold.consumers.detectors.recent import Past
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,12 +29,21 @@ class Cohort:
         In one order; the features' arrays are read-only.
     history
         For each client, its past values from each detector, oldest first: ``history[client][detector]``.
+    metrics
+        What each client reports of itself, empty where nobody does.
+    recent
+        The last rounds' features, for detectors that learn or foretell.
+    root
+        Features of the server's own update of the round, where it has data.
     """
 
     round: int
     clients: tuple[str, ...]
     features: tuple[Features, ...]
     history: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    metrics: tuple[Mapping[str, float], ...] = ()
+    recent: Past | None = None
+    root: Features | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(_read_only(features) for features in self.features))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,12 @@ from refold.consumers.detectors.asking import PATIENCE_S, Asking, sealed
 from refold.consumers.detectors.contract import Cohort, Detector
 from refold.consumers.detectors.direction import Direction
 from refold.consumers.detectors.norm import Norm, TensorNorm
+from refold.consumers.detectors.pattern import Pattern
 from refold.consumers.detectors.quantile import Quantile
 from refold.schemas.events import Score
 
 LEAST_COHORT = 3
+STEEPNESS, MOST_EXCESS = 12.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,16 @@ class Opinion:
 
     @property
     def score(self) -> float:
-        """From 0 to 1, higher is worse: r / (1 + r), where r is the largest share that a value has of its threshold."""
-        share = max((score.value / max(score.threshold, 1e-9) for score in self.scores), default=0.0)
-        return float(max(share, 0.0) / (1 + max(share, 0.0)))
+        """From 0 to 1, higher is worse, above 0.5 where a value exceeds its threshold: the logistic of the largest excess."""
+        excess = max((_excess(score) for score in self.scores), default=-MOST_EXCESS)
+        return 1 / (1 + math.exp(-min(max(excess, -MOST_EXCESS), MOST_EXCESS)))
+
+
+def _excess(score: Score) -> float:
+    """Return by how much a value exceeds its threshold, as log-odds."""
+    over = score.value - score.threshold
+    # Others are made as steep as log-odds are: what lies at two thirds of a threshold is hardly suspicious.
+    return over if score.detector == Pattern.name else STEEPNESS * over / max(score.threshold, 1e-9)
 
 
 class Ensemble:
@@ -44,7 +54,7 @@ class Ensemble:
     """
 
     def __init__(self, detectors: Sequence[Detector] | None = None, *, patience_s: float = PATIENCE_S) -> None:
-        self.detectors: tuple[Detector, ...] = tuple(detectors or (Norm(), TensorNorm(), Quantile(), Direction()))
+        self.detectors: tuple[Detector, ...] = tuple(detectors or (Norm(), TensorNorm(), Quantile(), Direction(), Pattern()))
         self._asking = Asking(patience_s)
 
     @property

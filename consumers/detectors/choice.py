@@ -1,0 +1,52 @@
+"""Detectors by name, those of other packages among them: who installs one under `refold.detectors` can choose it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+
+from refold.consumers.detectors.contract import Detector
+from refold.consumers.detectors.deviation import Deviation
+from refold.consumers.detectors.direction import Direction
+from refold.consumers.detectors.forest import Forest
+from refold.consumers.detectors.neighbours import LocalOutlier, Neighbours
+from refold.consumers.detectors.norm import Norm, TensorNorm
+from refold.consumers.detectors.one_class import OneClass
+from refold.consumers.detectors.pattern import Pattern
+from refold.consumers.detectors.prediction import Prediction
+from refold.consumers.detectors.quantile import Quantile
+from refold.consumers.detectors.ranks import Ranks
+from refold.consumers.detectors.reported import Reported
+from refold.consumers.detectors.root import Root
+from refold.consumers.detectors.signs import Signs
+from refold.consumers.detectors.twins import Twins
+from refold.schemas.errors import UsageError
+
+GROUP = "refold.detectors"
+_ALL = (
+    *(Norm, TensorNorm, Quantile, Direction, Pattern, Deviation, Signs, Ranks, Twins, Prediction),
+    *(Forest, OneClass, Neighbours, LocalOutlier, Reported, Root),
+)
+OWN: dict[str, Callable[[], Detector]] = {kind.name: kind for kind in _ALL}
+DEFAULT = ("norm", "tensor-norm", "quantile", "direction", "pattern")
+
+
+def chosen(names: Sequence[str]) -> list[Detector]:
+    """Return new detectors of these names: Refold's own, else those that installed packages offer.
+
+    Raises
+    ------
+    UsageError
+        There is none of a name.
+    """
+    found: list[Detector] = []
+    for name in names:
+        make = OWN.get(name)
+        if make is None:
+            offered = list(entry_points(group=GROUP, name=name))
+            if not offered:
+                hint = f"one of {', '.join(OWN)}, or install a package that has it"
+                raise UsageError(f"there is no detector {name!r}", hint=hint)
+            make = offered[0].load()
+        found.append(make())
+    return found

@@ -1,0 +1,72 @@
+"""Detectors that learn from the last rounds' accepted updates: fitted between rounds, only scoring while a round is judged.
+
+They see traits, never parameters. What they say is set against what they say of the updates that they were fitted on, so that
+one threshold serves all: how many interquartile ranges above the upper quartile a score lies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refold.consumers.detectors.contract import Cohort, Floats, Scores
+from refold.consumers.detectors.recent import Past
+from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
+
+LEAST_ROWS = 80
+"""Fewer accepted updates are nothing to learn from."""
+
+MOST = 50.0
+
+
+class Learned:
+    """A detector that is fitted on traits. Subclasses say how in `_fit`, and what a row scores in `_score`, higher is worse."""
+
+    name, version, reason = "learned", 1, "outlier"
+    threshold = 5.0
+
+    def __init__(self, threshold: float | None = None) -> None:
+        self.threshold = self.threshold if threshold is None else threshold
+        self._key: tuple[int, int] | None = None
+        self._model: Any = None
+        self._middle = self._spread = np.zeros(0)
+        self._usual = (0.0, 1.0)
+
+    def learn(self, recent: Past) -> None:
+        """Fit on the updates accepted for rounds before this one; the same updates give the same model."""
+        key = (recent.version, recent.round)
+        if key == self._key:
+            return
+        self._key, self._model = key, None
+        rows = recent.accepted_rows()
+        if len(rows) < LEAST_ROWS:
+            return
+        self._middle = np.median(rows, axis=0)
+        self._spread = np.maximum(1.4826 * np.median(np.abs(rows - self._middle), axis=0), 0.05)
+        scaled = self._scaled(rows)
+        self._model = self._fit(scaled)
+        low, high = np.percentile(self._score(scaled), [25, 75])
+        self._usual = (float(high), max(float(high - low), 1e-6))
+
+    def score(self, cohort: Cohort) -> Scores:
+        """Return how many interquartile ranges of what is usual a client's score lies above its upper quartile."""
+        if cohort.recent is not None:
+            self.learn(cohort.recent)
+        if self._model is None or len(cohort) < LEAST_COHORT:
+            silent = np.zeros(len(cohort))
+            return Scores(silent, silent + self.threshold, ("not enough history to learn from",) * len(cohort))
+        rows = self._scaled(table(cohort))
+        values = np.clip((self._score(rows) - self._usual[0]) / self._usual[1], -MOST, MOST)
+        worst = np.abs(rows).argmax(axis=1)
+        evidence = tuple(f"most unusual in {NAMES[at]}: {row[at]:+.1f} deviations" for at, row in zip(worst, rows, strict=True))
+        return Scores(values, np.full(len(cohort), self.threshold), evidence)
+
+    def _scaled(self, rows: Floats) -> Floats:
+        return np.asarray(np.clip((rows - self._middle) / self._spread, -20, 20))
+
+    def _fit(self, rows: Floats) -> Any:
+        raise NotImplementedError
+
+    def _score(self, rows: Floats) -> Floats:
+        raise NotImplementedError

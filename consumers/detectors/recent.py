@@ -1,0 +1,95 @@
+"""The last rounds as detectors that learn or look back see them: a bounded fold over verdicts, the same at every successor."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from refold.consumers.detectors.contract import Cohort, Floats
+from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
+from refold.consumers.features import Features
+
+ROUNDS = 12
+UPDATES = 1024
+"""So many updates are remembered at most, some 6 MB of features; the round of the newest is always whole."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """One round's judged updates by client; their traits are computed when they are first asked for."""
+
+    accepted: dict[str, bool] = field(default_factory=dict)
+    features: dict[str, Features | bytes] = field(default_factory=dict)
+    _traits: dict[str, Floats] | None = None
+
+    def take(self, client: str, features: Features | bytes, *, accepted: bool) -> None:
+        self.accepted[client], self.features[client] = accepted, features
+        self._traits = None
+
+    def features_of(self, client: str) -> Features:
+        found = self.features[client]
+        if isinstance(found, bytes):
+            found = self.features[client] = Features.unpack(found)
+        return found
+
+    def traits(self) -> dict[str, Floats]:
+        """Return the clients' traits, read-only; nothing of a round that is too small for any."""
+        if self._traits is None:
+            # By name, so that whoever folds the same verdicts in whatever order adds the same numbers up.
+            clients = sorted(self.features)
+            enough = len(clients) >= LEAST_COHORT
+            rows = (
+                table(Cohort(0, tuple(clients), tuple(map(self.features_of, clients)))) if enough else np.zeros((0, len(NAMES)))
+            )
+            rows.flags.writeable = False
+            self._traits = dict(zip(clients, rows, strict=False))
+        return self._traits
+
+
+@dataclass(slots=True)
+class Recent:
+    """Features of the last rounds' judged updates, what was rejected among them."""
+
+    rounds: OrderedDict[int, _Round] = field(default_factory=OrderedDict)
+    version: int = 0
+    """Changes with whatever is taken in."""
+
+    def take(self, round_: int, client: str, features: Features | bytes, *, accepted: bool) -> None:
+        """Remember a judged update; features may be packed."""
+        self.rounds.setdefault(round_, _Round()).take(client, features, accepted=accepted)
+        self.version += 1
+        while len(self.rounds) > ROUNDS or (len(self.rounds) > 1 and self._count() > UPDATES):
+            self.rounds.popitem(last=False)
+
+    def view(self, round_: int) -> Past:
+        """Return what a judgement of this round may look back at."""
+        return Past(self, round_)
+
+    def _count(self) -> int:
+        return sum(len(found.features) for found in self.rounds.values())
+
+
+class Past:
+    """What was judged for rounds before this one, to be looked at and not changed."""
+
+    def __init__(self, recent: Recent, round_: int) -> None:
+        self.round = round_
+        self.version = recent.version
+        # Newest first; only whole rounds, since what is judged now is in none of them.
+        self._rounds = tuple(found for at, found in reversed(recent.rounds.items()) if at < round_)
+
+    def accepted_rows(self) -> Floats:
+        """Return the traits of accepted updates: (updates, traits), newest round first."""
+        rows = [row for found in self._rounds for client, row in found.traits().items() if found.accepted[client]]
+        return np.array(rows) if rows else np.zeros((0, len(NAMES)))
+
+    def rows_of(self, client: str, most: int) -> list[Floats]:
+        """Return the traits of a client's last updates, newest first, whatever their verdicts."""
+        rows = (found.traits().get(client) for found in self._rounds)
+        return [row for row in rows if row is not None][:most]
+
+    def last(self, client: str) -> Features | None:
+        """Return a client's last update, whatever its verdict."""
+        return next((found.features_of(client) for found in self._rounds if client in found.features), None)
