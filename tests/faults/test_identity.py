@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from faultkit.buses import AFTER, BEFORE
+from faultkit.faults import Fault
 from faultkit.processes import wait_until
 from faultkit.world import GROUPS, Clients, World
 
@@ -21,7 +24,7 @@ from refold.producers.outbox import Parcel
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert, BanClient, EndFederation, EnrolClient, RevokeKeys
 from refold.schemas.events import UpdateAccepted, UpdateRejected
-from refold.schemas.identity import ClientBanned, ClientEnrolled, KeyRequest
+from refold.schemas.identity import ClientBanned, ClientEnrolled, KeyRequest, UpdatesRefused
 from refold.schemas.keys import UPDATE_TAG, WEAK_KEYS, SigningKey
 from refold.schemas.updates import ClientUpdate, update_digest
 from refold.testing import craft_update, send_update
@@ -171,7 +174,11 @@ def test_f36_thousands_of_copies_of_an_accepted_update_change_nothing(world: Wor
         with federation.bus.producer() as producer:
             for _ in range(copies):
                 producer.send(federation.topics.updates, parcel, key=b"c0", partition=copied.origin.partition)
-    assert world.check().reasons["duplicate"] == copies
+    # Those that come when the last round is over are told so.
+    refused = [event for event in events(world, UpdateRejected) if event.origin.digest == copied.origin.digest]
+    together = [event for event in events(world, UpdatesRefused) if event.client == "c0"]
+    assert sum(event.count for event in [*refused, *together]) == copies
+    assert {reason for event in refused for reason in event.reasons} <= {"duplicate", "federation-ended"}
     accepted = [event for event in events(world, UpdateAccepted) if event.origin.client == "c0"]
     assert len(accepted) == len({event.origin.base_round for event in accepted})
     assert len(events(world, UpdateRejected)) < 200
@@ -231,3 +238,25 @@ def test_f37_stale_future_and_wrong_bases_are_refused_each_for_its_reason(world:
     reasons = world.check().reasons
     assert (reasons["stale"], reasons["future-base"], reasons["wrong-base"]) == (1, 2, 2)
     assert not [event for event in events(world, UpdateAccepted) if event.origin.client == "c3"]
+
+
+@pytest.mark.parametrize("side", [BEFORE, AFTER])
+@pytest.mark.parametrize("point", ["checked/Checked", "accepted/Commit", "rounds/Commit"])
+def test_f02_death_over_a_request_for_a_key_neither_loses_nor_doubles_it(world: World, point: str, side: str):
+    world.found(clients=1, deadline_s=1.0)
+    # The first commits are the enrolment and the federation's opening.
+    deaths = {"checked/Checked": "consistency", "accepted/Commit": "detection", "rounds/Commit": "aggregation"}
+    time = {"checked/Checked": 1, "accepted/Commit": 2, "rounds/Commit": 3}[point]
+    for group in GROUPS:
+        world.serve(group, queue=[Fault(point, side, time)] if group == deaths[point] else [])
+    wait_until(lambda: opened(world), "the federation to open", tend=world.tend)
+    wait_until(lambda: "c0" in world.fed.roster().clients, "the enrolment", tend=world.tend)
+    with ThreadPoolExecutor() as pool:
+        rotated = pool.submit(world.fed.rotate, "c0", world.place.key("c0"), world.place.folder / "new.pem")
+        wait_until(rotated.done, "the new key", tend=world.tend)
+    new = rotated.result()
+    world.wait_until_settled()
+    world.stop()
+    world.assert_sound()
+    assert [event.public_key for event in events(world, ClientEnrolled)] == [key_of(world, "c0").public, new.public]
+    assert world.faults().total() == 1
