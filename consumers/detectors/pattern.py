@@ -16,6 +16,9 @@ from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
 from refold.consumers.detectors.trees import Trees
 
 MOST = 12.0
+LEAST_PARAMETERS = 100
+"""Cosines and shares of fewer vary by chance more than the trees know: of pure noise in 10 dimensions they refuse 6 %."""
+
 FEW = 12
 SLEEPER = 1.5
 """By so much a round must stand out more where its client's past does not count."""
@@ -38,10 +41,10 @@ class Pattern:
         self._margin, self._least, self._most = margin, least, most
 
     def score(self, cohort: Cohort) -> Scores:
-        """Return the log-odds; nothing of a cohort below eight."""
-        if len(cohort) < LEAST_COHORT:
+        """Return the log-odds; nothing of a cohort below eight, or of models too small."""
+        if len(cohort) < LEAST_COHORT or cohort.features[0].count < LEAST_PARAMETERS:
             silent = np.zeros(len(cohort))
-            return Scores(silent, silent + self._most, ("too few to compare",) * len(cohort))
+            return Scores(silent, silent + self._most, ("too few updates or parameters to compare",) * len(cohort))
         now = table(cohort)
         with_their_past, alone = (_single(rows) for rows in (with_past(cohort, now), without_past(now)))
         # Who was honest for long and then is not would be carried by his past.

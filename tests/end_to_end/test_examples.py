@@ -132,3 +132,16 @@ def test_a_slow_consumer_delays_no_round(federation: refold.Federation, tmp_path
     finally:
         slow.kill()
         slow.wait()
+
+
+def test_the_isolation_forest_blames_a_tenth_whatever_happens_and_detection_nobody() -> None:
+    run = subprocess.run(
+        [sys.executable, ROOT / "examples" / "isolation_forest.py"], capture_output=True, text=True, timeout=120, check=True
+    )
+    found = re.findall(r"(textbook forest|refold.Detection) +names +(\d+): +(\d+) of +(\d+) bad ones, (\d+) honest", run.stdout)
+    assert [(who, int(right), int(bad), int(wrong)) for who, _, right, bad, wrong in found] == [
+        ("textbook forest", 0, 0, 10),
+        ("refold.Detection", 0, 0, 0),
+        ("textbook forest", 10, 10, 0),
+        ("refold.Detection", 10, 10, 0),
+    ]

@@ -198,6 +198,13 @@ def test_a_detector_of_another_package_is_chosen_by_name(rng: np.random.Generato
         chosen(["no-such"])
 
 
+@pytest.mark.parametrize("parameters", [3, 10, 60, 100, 1000])
+def test_pure_noise_of_any_size_is_nobodys_fault(rng: np.random.Generator, parameters: int) -> None:
+    rows = rng.normal(size=(100, parameters)).astype(np.float32)
+    verdicts = refold.Detection().judge(refold.Cohort(1, [f"c{index}" for index in range(100)], rows, [1] * 100))
+    assert sum(not verdict.accepted for verdict in verdicts) <= 1
+
+
 def test_the_default_detectors_load_no_scikit_learn_and_no_torch() -> None:
     program = (
         "import sys, numpy as np, refold; d = refold.Detection(); rng = np.random.default_rng(0);"
