@@ -295,13 +295,14 @@ def _differences(event: Any, asked: Heads) -> Iterator[str]:
     names: tuple[str, ...]
     match event, asked:
         case FederationOpened(), Genesis():
-            names = ("federation", "schema", "parameters_digest", "state_digest", "optimizer", "first_plan")
+            told = ("log_keys", "identity")
+            names = ("federation", "schema", "parameters_digest", "state_digest", "optimizer", "first_plan", *told)
         case RoundCommitted(), RoundClosed():
             names = ("round", "parent", "members", "next_plan")
             if (event.outcome == "applied") != (event.step is not None) or event.outcome not in ("applied", "void"):
                 yield f"it is {event.outcome!r} and has {'a' if event.step else 'no'} step"
         case FederationEnded(), FederationEnded():
-            names = ("round", "reason")
+            names = ("round", "reason", "command_id")
         case ClientKeyed(), ClientKeyed():
             names = ("client", "public_key", "command_id")
         case ClientErased(), ClientErased():
