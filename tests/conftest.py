@@ -113,7 +113,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
 
-def pytest_runtest_teardown(item: pytest.Item) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     # Collected now, such a socket is this test's; later it would be blamed on another.
     if item.get_closest_marker("kafka"):
         gc.collect()
@@ -121,6 +122,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     # However a test ended, the next one finds three brokers.
     if isinstance(item, pytest.Function) and isinstance(cluster := item.funcargs.get("kafka_cluster"), Cluster):
         cluster.restore()
+    yield
+    if nextitem is None and item.get_closest_marker("kafka"):
+        # Whoever still held a connection to a cluster that is closed by now has tried in vain to connect.
+        gc.collect()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

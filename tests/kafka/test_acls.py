@@ -366,9 +366,10 @@ def test_who_has_no_right_at_all_is_told_so_and_not_that_there_is_no_federation(
         finished.connect("stranger")
     assert said(raised) == (f"{NAME}.rounds", "Describe", "User:stranger")
     url = f"{finished.cluster.url}/other"
-    with pytest.raises(ConfigurationError) as raised:
-        refold.create(url, {"w": np.zeros(2, np.float32)}, keys=finished.keys, security=finished.account("stranger"))
-    assert said(raised)[1:] == ("Create", "User:stranger")
+    with open_bus(url, security=finished.account("stranger")) as bus, pytest.raises(ConfigurationError) as raised:
+        refold.create(url, {"w": np.zeros(2, np.float32)}, keys=finished.keys, bus=bus)
+    # Whichever is asked first: whether the topics are there, or that they be made.
+    assert said(raised)[1:] in (("Describe", "User:stranger"), ("Create", "User:stranger"))
 
 
 def test_a_client_without_the_right_to_write_stops_with_the_reason(finished: World) -> None:
