@@ -59,9 +59,11 @@ def refusal(
     everyone
         The round is short of updates and takes them from clients that it did not select.
     """
+    standing = roster.clients.get(body.client) or Standing()
+    if digest in standing.digests:
+        return "duplicate"  # After the end, too: a receipt for the repeat would contradict that of the update itself.
     if roster.ended:
         return _over_limit(roster, waiting, body) or "federation-ended"
-    standing = roster.clients.get(body.client) or Standing()
     others = [item for item in waiting if item.body is not None and item.reason not in NOT_FIRST | UNSEEN]
     return (
         standing.refusal(body, digest, source)

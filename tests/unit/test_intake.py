@@ -25,7 +25,15 @@ from refold.producers.outbox import Parcel
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert, Attempted, Checked, EndFederation, EnrolClient, Quarantined
 from refold.schemas.errors import IntegrityError, InvalidRecord
-from refold.schemas.events import ClientEnrolled, FederationEnded, RoundClosed, Unattributed, UpdateAccepted, UpdateRejected
+from refold.schemas.events import (
+    ClientEnrolled,
+    FederationEnded,
+    Receipts,
+    RoundClosed,
+    Unattributed,
+    UpdateAccepted,
+    UpdateRejected,
+)
 from refold.schemas.keys import SigningKey
 from refold.schemas.payload import Payload, chunk_digest, describe, payload_root
 from refold.testing import SteppedServer, craft_update, random_delta, send_update
@@ -549,3 +557,28 @@ def test_a_partition_begun_anew_is_forgotten_and_others_are_not(
     window.add(chunk(4, b"yours", 1))
     window.begin_anew(0)
     assert (window.open_from(0, 9), window.open_from(1, 9)) == (9, 4)
+
+
+def test_f36_a_repeat_of_an_accepted_update_after_the_end_is_a_repeat_and_gets_no_receipt(
+    bus: MemoryBus, tmp_path: Path
+) -> None:
+    federation = make(bus, tmp_path, rounds=1)
+    with SteppedServer(federation) as server:
+        server.settle()
+        parcels = {name: craft_update(federation, name, KEYS[name]) for name in NAMES}
+        for name, parcel in parcels.items():
+            send_update(federation, parcel, name)
+        server.settle()
+        assert len(events(federation, FederationEnded)) == 1
+        repeat = send_update(federation, parcels["ann"], "ann")
+        server.settle()
+    assert verdicts(federation)[-1] == ("ann", repeat, "duplicate")
+    told = [
+        receipt.outcome
+        for entry in read_all(bus, federation.topics.rounds)
+        for event in entry.events
+        if isinstance(event, Receipts)
+        for receipt in event.receipts
+        if receipt.digest == parcels["ann"].digest
+    ]
+    assert told == ["accepted"]
