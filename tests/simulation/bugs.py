@@ -205,17 +205,17 @@ BUGS = {
     for bug in (
         Bug(previous_hash_unchecked, ("covers", "verdicts on", "is not there", "I11"), 200),
         Bug(no_de_duplication, ("was accepted",), 50),
-        Bug(holes_accepted, ("covers",), 600),
-        Bug(digest_unchecked, ("is not the one that it signed",), 300),
+        Bug(holes_accepted, ("covers",), 1500),
+        Bug(digest_unchecked, ("is not the one that it signed",), 1500),
         Bug(position_ahead, ("covers",), 50),
         Bug(receipt_before_commit, ("was told accepted",), 50),
         Bug(snapshot_of_uncommitted_state, ("before the round",), 50),
         Bug(float_sum_in_arrival_order, ("is not what its members make",), 300),
-        Bug(group_offset_as_position, ("covers", "no verdict", "I11"), 300),
-        Bug(commit_counted_unread, ("",), 300),
-        Bug(deleted_before_commit, ("no verdict", "I11", "covers"), 300),
-        Bug(lost_tail_unnoticed, ("was gone on with",), 200),
-        Bug(evaluation_forgotten, ("asked again to evaluate",), 300),
+        Bug(group_offset_as_position, ("covers", "no verdict", "I11"), 2000),
+        Bug(commit_counted_unread, ("",), 1500),
+        Bug(deleted_before_commit, ("no verdict", "I11", "covers"), 1500),
+        Bug(lost_tail_unnoticed, ("was gone on with",), 1000),
+        Bug(evaluation_forgotten, ("asked again to evaluate",), 1500),
     )
 }
 

@@ -52,7 +52,7 @@ TIMED = {
     "lose disk": 2,
     "second session": 2,
     "gone": 2,
-    "move offsets": 2,
+    "move offsets": 4,
     "gap": 4,
     "garbage": 3,
     "truncated": 2,
