@@ -141,10 +141,13 @@ def run_seeds(
 
 
 def catch(name: str, *, jobs: int = 1) -> tuple[int, str] | None:
-    """Run with a planted bug until the checker says what it should; return the first such seed and its words."""
+    """Run with a planted bug until the checker says what it should of a seed that is clean without the bug.
+
+    Returns the first such seed and what was said, or None.
+    """
     bug = BUGS[name]
     report = run_seeds(range(bug.within), jobs=jobs, bug=name, is_enough=lambda report: bool(_caught(report, bug)))
-    return min(_caught(report, bug), default=None)
+    return min((found for found in _caught(report, bug) if not run_seed(found[0]).violations), default=None)
 
 
 def _caught(report: Report, bug: Bug) -> list[tuple[int, str]]:

@@ -151,6 +151,7 @@ class World:
     def _start_server(self, slot: Slot) -> None:
         slot.process = Process(slot.name)
         slot.lives += 1
+        self._expect_work()
         member = slot.name if self.scenario.names_stay else f"{slot.name}.{slot.lives}"
         self.scheduler.spawn(slot.process, slot.name, lambda: self._serve(slot, slot.process, member))
 
@@ -211,8 +212,7 @@ class World:
         if not process.alive:
             return
         self.note(f"{process.name} dies")
-        # Whoever takes its places waits for its lease first.
-        self._last_write_s = max(self._last_write_s, self.scheduler.now_s + self.scenario.session_s + 1.0)
+        self._expect_work()
         self.scheduler.kill(process)
         for slot in self.servers:
             if slot.process is process:
@@ -221,6 +221,10 @@ class World:
             if slot.process is process and not slot.is_done:
                 training_s = self.scenario.training_s[number]
                 self._again(slot, lambda slot, training_s=training_s: self._start_client(slot, training_s))  # type: ignore[misc]
+
+    def _expect_work(self) -> None:
+        """Do not take it for rest that nothing is written: whoever takes a dead member's places waits for its lease first."""
+        self._last_write_s = max(self._last_write_s, self.scheduler.now_s + self.scenario.session_s + 1.0)
 
     def freeze(self, process: Process, span_s: float) -> None:
         """Let a process stand still for so long."""
