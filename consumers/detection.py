@@ -151,6 +151,7 @@ class _Active:
         # 1. Inputs; a command that was written before an update is in force before it is looked at.
         commanded = self._obey()
         moved = bool(self._rounds.poll()) or commanded
+        self._require_newest()
         self._prune()
         self._hear()
         for record in records:
@@ -311,16 +312,27 @@ class _Active:
         # 5. The fold.
         self._fold(appended.entries)
         if not appended.taken:
-            raise PlaceTakenError(
-                "another detection's commit was taken first",
-                topic=self._topics.accepted,
-                hint="this member stands back and starts again from the log",
-            )
+            raise self._stand_back()
         for found in self._suspicions.new(events, self.roster.plan.round):
             self._alerts.raise_(found.subject, found.severity, found.what, found.advice, self.roster.plan.round)
         # 6. Room.
         self._delete_judged()
         return True
+
+    def _require_newest(self) -> None:
+        """Stand back if `rounds` covers more of `accepted` than this member knows: a dead member's commit came late.
+
+        Whoever has nothing to write would not notice, and would wait for ever for a round that is closed.
+        """
+        if self._rounds.lineage.position.accepted_index > self._accepted.chain.next_index:
+            raise self._stand_back()
+
+    def _stand_back(self) -> PlaceTakenError:
+        return PlaceTakenError(
+            "another detection's commit was taken first",
+            topic=self._topics.accepted,
+            hint="this member stands back and starts again from the log",
+        )
 
     def _fold(self, entries: tuple[Entry, ...]) -> None:
         for entry in entries:

@@ -12,7 +12,7 @@ import pytest
 import refold
 from refold.bus import Place
 from refold.bus.clock import ManualClock
-from refold.bus.ledger import read_all
+from refold.bus.ledger import LedgerReader, LedgerWriter, read_all
 from refold.bus.memory import MemoryBus
 from refold.bus.topics import chunk_headers, hint_header
 from refold.consumers.attempts import MAX_ATTEMPTS
@@ -24,7 +24,7 @@ from refold.federation import Federation
 from refold.producers.outbox import Parcel
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert, Attempted, Checked, EndFederation, EnrolClient, Quarantined
-from refold.schemas.errors import IntegrityError, InvalidRecord
+from refold.schemas.errors import IntegrityError, InvalidRecord, PlaceTakenError
 from refold.schemas.events import (
     ClientEnrolled,
     FederationEnded,
@@ -582,3 +582,20 @@ def test_f36_a_repeat_of_an_accepted_update_after_the_end_is_a_repeat_and_gets_n
         if receipt.digest == parcels["ann"].digest
     ]
     assert told == ["accepted"]
+
+
+def test_f12_a_detection_that_a_late_commit_went_past_stands_back_though_it_has_nothing_to_write(
+    federation: Federation,
+) -> None:
+    """Its predecessor's last commit arrives after it took over; only `rounds` tells it so."""
+    with SteppedServer(federation) as server:
+        server.settle()
+        reader = LedgerReader(federation.bus, federation.topics.accepted)
+        assert list(reader.read_to_end())
+        writer = LedgerWriter(federation.bus, reader, writer="dead", clock=server.clock)
+        assert writer.append((FederationEnded(0, "late"),), reader.chain.position).taken
+        server.step("aggregation")
+        with pytest.raises(PlaceTakenError):
+            server.step("detection")
+        reader.close()
+        writer.close()
