@@ -16,7 +16,7 @@ import numpy as np
 import refold.bus.payloads
 import refold.consumers.intake
 from refold.bus.contract import Place
-from refold.bus.ledger import Appended, LedgerWriter
+from refold.bus.ledger import LedgerWriter
 from refold.consumers import aggregation, detection
 from refold.consumers.consistency import Consistency
 from refold.consumers.coverage import Coverage
@@ -142,14 +142,14 @@ def group_offset_as_position(patch: Patch) -> None:
     patch(Consistency, "_start_where_the_log_says", trusting)
 
 
-def commit_counted_unread(patch: Patch) -> None:
-    """Count a commit as taken once it was sent, whoever's was first."""
-    append = LedgerWriter.append
+def late_commit_unnoticed(patch: Patch) -> None:
+    """Go on with a view of the log that a dead member's late commit went past."""
+    patch(detection._Active, "_require_newest", lambda self: None)
 
-    def sure(self: Any, events: Any, position: Any) -> Appended:
-        return Appended(append(self, events, position).entries, True)
 
-    patch(LedgerWriter, "append", sure)
+def round_made_again(patch: Patch) -> None:
+    """Do not look whether a late commit made the round meanwhile."""
+    patch(aggregation._Active, "_require_uncovered", lambda self, entry: None)
 
 
 def deleted_before_commit(patch: Patch) -> None:
@@ -212,7 +212,8 @@ BUGS = {
         Bug(snapshot_of_uncommitted_state, ("before the round",), 50),
         Bug(float_sum_in_arrival_order, ("is not what its members make",), 300),
         Bug(group_offset_as_position, ("covers", "no verdict", "I11"), 2000),
-        Bug(commit_counted_unread, ("",), 1500),
+        Bug(late_commit_unnoticed, ("I11",), 3000),
+        Bug(round_made_again, ("in order, once each",), 1500),
         Bug(deleted_before_commit, ("no verdict", "I11", "covers"), 1500),
         Bug(lost_tail_unnoticed, ("was gone on with",), 1000),
         Bug(evaluation_forgotten, ("asked again to evaluate",), 1500),
