@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.int64]
 Weights = list[Floats]
 
 EPOCHS, BATCH, LONGEST_GRADIENT = 5, 16, 5.0
-RATE, DECAY = {"digits": 0.5, "cancer": 0.1, "made": 0.1}, 0.9
+RATE, DECAY = {"digits": 0.5, "cancer": 0.1, "made": 0.1, "two": 0.1, "wine": 0.1}, 0.9
 LEAST_EXAMPLES = 12
 ROOT = 60
 """Examples of the server's own, for what needs root data."""
@@ -79,6 +79,9 @@ def load(data: str) -> tuple[Floats, Labels]:
     if data == "digits":
         bunch = datasets.load_digits()
         return (bunch.data / 16).astype(np.float32), bunch.target.astype(np.int64)
+    if data == "two":
+        rows, labels = datasets.make_classification(800, 20, n_informative=8, class_sep=1.6, n_classes=2, random_state=11)
+        return (rows / rows.std(0)).astype(np.float32), labels.astype(np.int64)
     if data == "made":
         rows, labels = datasets.make_classification(1500, 24, n_informative=12, n_classes=3, random_state=7)
         return (rows / rows.std(0)).astype(np.float32), labels.astype(np.int64)

@@ -51,11 +51,10 @@ class Grid:
 def grid(options: argparse.Namespace) -> Grid:
     """Return the settings and attacks that the options ask for."""
     held_out = options.split == "held-out"
-    seeds = range(1001 if held_out else 1, (1001 if held_out else 1) + options.seeds)
     kinds = (
         [("digits", "mlp"), ("cancer", "mlp"), ("digits", "cnn")]
         if held_out
-        else [("digits", "mlp"), ("digits", "softmax"), ("made", "mlp")]
+        else [("digits", "mlp"), ("digits", "softmax"), ("made", "mlp"), ("two", "mlp")]
     )
     fractions = (0.0, 0.2) if options.quick else tuple(float(word) for word in options.bad.split(","))
     rounds = 8 if options.quick else 20
@@ -63,7 +62,7 @@ def grid(options: argparse.Namespace) -> Grid:
         kinds = [tuple(word.split("-")) for word in options.kinds.split(",")]
     settings = tuple(
         Setting(data, model, clients, share, alpha, bad, seed, rounds)
-        for seed in seeds
+        for seed in seeds_of(options)
         for data, model in (kinds[:1] if options.quick else kinds)
         for clients, share in (CROWDS[:1] if options.quick else CROWDS)
         for alpha in ALPHAS
@@ -72,6 +71,12 @@ def grid(options: argparse.Namespace) -> Grid:
     quick = ("sign-flip", "label-flip", "alie-jittered", "scale-x10")
     chosen = options.attacks.split(",") if options.attacks else quick if options.quick else ATTACKS
     return Grid(settings, tuple(name for name in chosen if held_out or name not in HELD_OUT))
+
+
+def seeds_of(options: argparse.Namespace) -> range:
+    """Return the seeds: those above 1000 took no part in any choice."""
+    first = options.first_seed or (1001 if options.split == "held-out" else 1)
+    return range(first, first + options.seeds)
 
 
 @dataclass
@@ -201,7 +206,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def closed(options: argparse.Namespace, judges: list[str]) -> list[dict[str, Any]]:
     """Return the final accuracy and the backdoor's success, by judge and attack, beside a federation without bad ones."""
     rows = []
-    seeds = range(1001 if options.split == "held-out" else 1, (1001 if options.split == "held-out" else 1) + options.seeds)
+    seeds = seeds_of(options)
     attacks = (
         options.attacks.split(",") if options.attacks else ["sign-flip", "label-flip", "alie", "ipm", "min-max", "backdoor"]
     )
@@ -228,6 +233,7 @@ def main() -> int:
     parser.add_argument("--closed", action="store_true")
     parser.add_argument("--split", choices=("development", "held-out"), default="development")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0, help="1, or 1001 for what is held out")
     parser.add_argument("--bad", default="0,0.1,0.2,0.3,0.4", help="shares of bad clients")
     parser.add_argument("--judges", default="", help=f"of {', '.join(JUDGES)}")
     parser.add_argument("--kinds", default="", help="data and models, such as digits-mlp,cancer-mlp")

@@ -28,7 +28,7 @@ from refold.consumers.detectors.trees import Trees
 from refold.consumers.features import Features
 from refold.detection import _Extractor
 
-KINDS = (("digits", "mlp"), ("digits", "softmax"), ("made", "mlp"))
+KINDS = (("digits", "mlp"), ("digits", "softmax"), ("made", "mlp"), ("made", "softmax"), ("two", "mlp"), ("two", "softmax"))
 ROUNDS = (1, 2, 3, 4, 6, 8, 11, 14, 17, 20)
 OUT = Path(pattern.__file__).with_name("pattern.npz")
 

@@ -14,6 +14,10 @@ MOST = 12.0
 """Values are cut here: beyond it more says no more, and a value must stay finite whatever a client sends."""
 
 
+SPREAD = 1.75
+"""Where lengths spread widely, so many deviations are one unit: the threshold of 2 then is 3.5 deviations."""
+
+
 class Norm:
     """Robust z of the logarithm of the update's norm, now and as a habit; only too long counts.
 
@@ -22,7 +26,7 @@ class Norm:
     takes over.
     """
 
-    name, version, reason = "norm", 2, "norm"
+    name, version, reason = "norm", 3, "norm"
 
     def __init__(self, threshold: float = 2.0, least_scale: float = 0.5) -> None:
         self._threshold = threshold
@@ -32,7 +36,10 @@ class Norm:
     def score(self, cohort: Cohort) -> Scores:
         """Return robust z of log norms."""
         norms = np.array([features.norm for features in cohort.features])
-        values = np.clip(robust_z(np.log(norms + TINY), least_scale=self._least_scale), -MOST, MOST)
+        lengths = np.log(norms + TINY)
+        # Two of the least scale is far; two of the cohort's own deviations is what two in a hundred honest ones have.
+        scale = max(self._least_scale, SPREAD * 1.4826 * float(np.median(np.abs(lengths - np.median(lengths)))))
+        values = np.clip((lengths - np.median(lengths)) / scale, -MOST, MOST)
         median = float(np.median(norms))
         evidence = tuple(f"norm {norm:.3g}, {norm / (median + TINY):.2g} times the cohort's median" for norm in norms)
         return Scores(values, self._habit.thresholds(cohort, self.name, self._threshold), evidence)

@@ -31,14 +31,15 @@ ROUNDS = 8
 class Pattern:
     """Log-odds that an update is an attack, from its traits and those of the client's last rounds.
 
-    The threshold follows the federation: `margin` above the median of what the trees said of everyone lately, between `least`
-    and `most`. Where honest clients are alike it is low, where they are unlike it is high.
+    The threshold follows the federation: `times` the distance between the tenth and the thirtieth percentile of what was said
+    of everyone lately above the latter, between `least` and `most`. Both lie among the honest as long as a majority is. Where
+    honest clients are more unlike than the trees were shown, it rises until they are silent, rather than blame anyone.
     """
 
-    name, version, reason = "pattern", 1, "pattern"
+    name, version, reason = "pattern", 2, "pattern"
 
-    def __init__(self, *, margin: float = 5.75, least: float = 1.0, most: float = 2.6) -> None:
-        self._margin, self._least, self._most = margin, least, most
+    def __init__(self, *, times: float = 7.0, least: float = 3.0, most: float = 8.0) -> None:
+        self._times, self._least, self._most = times, least, most
 
     def score(self, cohort: Cohort) -> Scores:
         """Return the log-odds; nothing of a cohort below eight, or of models too small."""
@@ -51,7 +52,8 @@ class Pattern:
         values = np.maximum(_trees().log_odds(with_their_past), _trees().log_odds(alone) - SLEEPER)
         values = np.clip(values, -MOST, MOST)
         lately = [value for past in cohort.history.values() for value in tuple(past.get(self.name, ()))[1 - ROUNDS :]]
-        threshold = np.clip(np.median([*values, *lately]) + self._margin, self._least, self._most)
+        low, middle = np.quantile([*values, *lately], [0.1, 0.3])
+        threshold = np.clip(middle + self._times * (middle - low), self._least, self._most)
         # Among few, what honest clients look like spreads wider than where the trees learned.
         threshold += max(0, FEW - len(cohort)) / 2
         return Scores(values, np.full(len(cohort), threshold), _evidence(now, values))
