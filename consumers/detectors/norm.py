@@ -17,6 +17,9 @@ MOST = 12.0
 SPREAD = 1.75
 """Where lengths spread widely, so many deviations are one unit: the threshold of 2 then is 3.5 deviations."""
 
+MANY = 12
+"""Among fewer, one long update widens the deviation itself."""
+
 
 class Norm:
     """Robust z of the logarithm of the update's norm, now and as a habit; only too long counts.
@@ -38,7 +41,8 @@ class Norm:
         norms = np.array([features.norm for features in cohort.features])
         lengths = np.log(norms + TINY)
         # Two of the least scale is far; two of the cohort's own deviations is what two in a hundred honest ones have.
-        scale = max(self._least_scale, SPREAD * 1.4826 * float(np.median(np.abs(lengths - np.median(lengths)))))
+        spread = SPREAD if len(cohort) >= MANY else 1.0
+        scale = max(self._least_scale, spread * 1.4826 * float(np.median(np.abs(lengths - np.median(lengths)))))
         values = np.clip((lengths - np.median(lengths)) / scale, -MOST, MOST)
         median = float(np.median(norms))
         evidence = tuple(f"norm {norm:.3g}, {norm / (median + TINY):.2g} times the cohort's median" for norm in norms)
