@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats, Scores
+from refold.consumers.detectors.quantile import SPARSE
 from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
 from refold.consumers.detectors.trees import Trees
+from refold.consumers.features import ZEROS
 
 MOST = 12.0
 LEAST_PARAMETERS = 100
@@ -42,10 +44,10 @@ class Pattern:
         self._times, self._least, self._most = times, least, most
 
     def score(self, cohort: Cohort) -> Scores:
-        """Return the log-odds; nothing of a cohort below eight, or of models too small."""
-        if len(cohort) < LEAST_COHORT or cohort.features[0].count < LEAST_PARAMETERS:
+        """Return the log-odds; nothing of a cohort below eight, of models too small, or of sparse updates."""
+        if not _is_comparable(cohort):
             silent = np.zeros(len(cohort))
-            return Scores(silent, silent + self._most, ("too few updates or parameters to compare",) * len(cohort))
+            return Scores(silent, silent + self._most, ("too few updates or changes to compare",) * len(cohort))
         now = table(cohort)
         with_their_past, alone = (_single(rows) for rows in (with_past(cohort, now), without_past(now)))
         # Who was honest for long and then is not would be carried by his past.
@@ -57,6 +59,14 @@ class Pattern:
         # Among few, what honest clients look like spreads wider than where the trees learned.
         threshold += max(0, FEW - len(cohort)) / 2
         return Scores(values, np.full(len(cohort), threshold), _evidence(now, values))
+
+
+def _is_comparable(cohort: Cohort) -> bool:
+    """Whether the trees know such cohorts: the changes of ``topk`` hardly overlap, and they were shown whole ones."""
+    if len(cohort) < LEAST_COHORT or cohort.features[0].count < LEAST_PARAMETERS:
+        return False
+    unchanged = np.median([features.facts[:, ZEROS].sum() / features.count for features in cohort.features])
+    return bool(unchanged <= SPARSE)
 
 
 def with_past(cohort: Cohort, now: Floats) -> Floats:

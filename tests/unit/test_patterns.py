@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 import refold
-from refold.consumers.detectors import Recent, Scores
+from refold.consumers.detectors import Pattern, Recent, Scores
 from refold.consumers.detectors.choice import DEFAULT, OWN, chosen
 from refold.consumers.detectors.contract import Cohort
 from refold.consumers.detectors.recent import ROUNDS, UPDATES
@@ -203,6 +203,14 @@ def test_pure_noise_of_any_size_is_nobodys_fault(rng: np.random.Generator, param
     rows = rng.normal(size=(100, parameters)).astype(np.float32)
     verdicts = refold.Detection().judge(refold.Cohort(1, [f"c{index}" for index in range(100)], rows, [1] * 100))
     assert sum(not verdict.accepted for verdict in verdicts) <= 1
+
+
+def test_pattern_is_silent_of_sparse_updates(rng: np.random.Generator) -> None:
+    rows = World(rng).round() * (rng.random((16, SIZE)) < 0.01)
+    rows[3] *= -1
+    scores = Pattern().score(Cohort(1, tuple(f"c{index}" for index in range(16)), features_of(rows.astype(np.float32))))
+    assert not (scores.values > scores.thresholds).any()
+    assert not scores.values.any()
 
 
 def test_the_default_detectors_load_no_scikit_learn_and_no_torch() -> None:
