@@ -146,7 +146,7 @@ def catch(name: str, *, jobs: int = 1) -> tuple[int, str] | None:
     Returns the first such seed and what was said, or None.
     """
     bug = BUGS[name]
-    report = run_seeds(range(bug.within), jobs=jobs, bug=name, is_enough=lambda report: bool(_caught(report, bug)))
+    report = run_seeds(bug.seeds, jobs=jobs, bug=name, is_enough=lambda report: bool(_caught(report, bug)))
     return min((found for found in _caught(report, bug) if not run_seed(found[0]).violations), default=None)
 
 
