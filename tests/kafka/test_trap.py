@@ -57,7 +57,7 @@ def test_plain_kafka_python_commits_the_offsets_of_an_aborted_transaction_with_t
     try:
         eventually(lambda: (first.poll(50), len(first.assignment()) == 2)[1])
         outdated = first.group_metadata()
-        eventually(lambda: (first.poll(50), second.poll(50), bool(first.assignment() and second.assignment()))[2])
+        eventually(lambda: (first.poll(50), second.poll(50), [len(m.assignment()) for m in (first, second)] == [1, 1])[2])
         [mine], [others] = first.assignment(), second.assignment()
         producer.init_transactions()
         producer.begin_transaction()
