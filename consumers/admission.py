@@ -65,9 +65,11 @@ def refusal(
     if roster.ended:
         return _over_limit(roster, waiting, body) or "federation-ended"
     others = [item for item in waiting if item.body is not None and item.reason not in NOT_FIRST | UNSEEN]
+    if any(other.digest == digest for other in others):
+        return "duplicate"  # Whatever its session became meanwhile: the one that waits may still be accepted.
     return (
         standing.refusal(body, digest, source)
-        or _against_waiting(others, body, digest)
+        or _against_waiting(others, body)
         or _over_limit(roster, waiting, body)
         or ("session-ahead" if body.session_index > lineage.next_index else "")
         or _second_for_its_round(standing, others, body)
@@ -76,12 +78,10 @@ def refusal(
     )
 
 
-def _against_waiting(others: Iterable[Pending], body: UpdateBody, digest: bytes) -> str:
+def _against_waiting(others: Iterable[Pending], body: UpdateBody) -> str:
     """As `Standing.refusal`, for what will be remembered once it has its verdict: it must not matter which comes first."""
     for other in others:
         assert other.body is not None
-        if other.digest == digest:
-            return "duplicate"
         if other.body.session == body.session and other.body.sequence == body.sequence:
             return "equivocation"
     return ""

@@ -161,6 +161,12 @@ def test_f36_a_repeat_is_a_duplicate_before_and_after_its_verdict() -> None:
     assert asked(made, body()) == "duplicate"
 
 
+def test_f36_a_repeat_of_what_waits_is_a_duplicate_though_its_session_was_superseded() -> None:
+    made, waiting = roster(rounds=1), item(body(OLD, 5, base=1), 30)
+    tell(made, accepted(body(NEW, kind=EVALUATE), 40))
+    assert asked(made, body(OLD, 5, base=1), waiting, offset=60) == "duplicate", "a refusal would contradict what waits"
+
+
 def test_f36_a_repeat_of_what_was_refused_is_a_duplicate_too() -> None:
     made = roster()
     assert asked(made, body(), item(body(), 40, "schema")) == "duplicate"
