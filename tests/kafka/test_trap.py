@@ -55,9 +55,12 @@ def test_plain_kafka_python_commits_the_offsets_of_an_aborted_transaction_with_t
     first, second = member(kafka, name), member(kafka, name)
     producer = KafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=name)
     try:
-        eventually(lambda: (first.poll(50), len(first.assignment()) == 2)[1])
+        eventually(lambda: (first.poll(50), len(first.assignment()) == 2)[1], timeout_s=60.0)
         outdated = first.group_metadata()
-        eventually(lambda: (first.poll(50), second.poll(50), [len(m.assignment()) for m in (first, second)] == [1, 1])[2])
+        eventually(
+            lambda: (first.poll(50), second.poll(50), [len(m.assignment()) for m in (first, second)] == [1, 1])[2],
+            timeout_s=60.0,
+        )
         [mine], [others] = first.assignment(), second.assignment()
         producer.init_transactions()
         producer.begin_transaction()
