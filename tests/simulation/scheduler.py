@@ -92,6 +92,11 @@ class Scheduler:
         return self._current.process
 
     @property
+    def processes(self) -> set[Process]:
+        """Every process that has actors left."""
+        return {actor.process for actor in self._actors}
+
+    @property
     def is_running(self) -> bool:
         """Whether an actor runs now, rather than the scheduler itself."""
         return self._current is not None

@@ -17,7 +17,7 @@ from refold.bus._store import Draft
 from refold.bus.contract import Committed, Headers, Place, Record
 from refold.bus.memory import MemoryBus, MemoryStore
 from refold.bus.topics import Topics, is_chunk
-from refold.consumers.server import Server
+from refold.consumers.server import BACK_OFF_S, Server
 from refold.federation import Federation
 from refold.schemas.canonical import decode
 from refold.schemas.errors import BusError, FencedError, IntegrityError, InvalidRecord, NotFoundError, TryAgainError
@@ -86,6 +86,7 @@ class World:
         self._last_write_s = 0.0
         self._holders: dict[tuple[str, Place], Process] = {}
         self._lost_tail: list[Record] | None = None
+        self._before_loss: set[Process] = set()
         self._refusals = 0
         self._gone: set[str] = set()
         self._written_while_lost = 0
@@ -241,7 +242,8 @@ class World:
     def _cut_off(self, process: Process, span_s: float) -> None:
         """Let the bus not answer a process for so long."""
         process.cut_off_until_s = self.scheduler.now_s + span_s
-        self._last_write_s = max(self._last_write_s, process.cut_off_until_s)
+        back_s = process.cut_off_until_s + BACK_OFF_S[-1] + self.scenario.session_s
+        self._last_write_s = max(self._last_write_s, back_s)
 
     # What is written.
 
@@ -255,11 +257,12 @@ class World:
         for topic in dict.fromkeys(draft.place.topic for draft in drafts):
             self.scheduler.wake(topic)
             if topic not in (self.topics.health, self.topics.alerts):
-                self._last_write_s = self.scheduler.now_s
+                self._last_write_s = max(self._last_write_s, self.scheduler.now_s)
             if (
                 self._lost_tail is not None
                 and self.scheduler.is_running
                 and topic in (self.topics.accepted, self.topics.rounds)
+                and self.scheduler.process not in self._before_loss
             ):
                 self._written_while_lost += 1
         return offsets
@@ -459,6 +462,8 @@ class World:
         for slot in self.servers:
             self.scheduler.kill(slot.process)
         self._lost_tail, self._refusals, self._written_while_lost = list(log._records), 0, 0
+        # One that stands frozen beside its own successor still writes what it had in hand; it decided that on the whole log.
+        self._before_loss = self.scheduler.processes
         log._records = log._records[: max(1, covered - fault.pick % 2)]
         log.next_offset = len(log._records)
         for slot in self.servers:
