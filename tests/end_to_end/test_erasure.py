@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,14 @@ from refold.consumers.inspection import Inspector
 from refold.consumers.sealing import KeyLackingError, SealingKeys, opened
 from refold.federation import Federation
 from refold.producers.client import Client
-from refold.producers.task import Task
 from refold.schemas.errors import ConfigurationError, InvalidRecord
 from refold.schemas.events import ClientErased, UpdateAccepted, UpdateRejected
 from refold.schemas.keys import SigningKey
 from refold.schemas.sealing import SUITE, SealingKey, chunk_info
 from refold.schemas.updates import Sealing
 from refold.testing import SteppedServer, craft_update, eventually, random_delta, send_update
+from tests.end_to_end.crowd import NAMES, SHAPE, learn
 
-NAMES = ("ann", "bob", "cid")
-SHAPE = (450, 450)  # its deltas are too large to travel inline
 ROUNDS = 3
 
 
@@ -45,35 +42,6 @@ def made(folder: Path, *, seal: bool, shape: tuple[int, ...] = SHAPE, **plan: An
         if seal:
             federation.seal(name)
     return federation
-
-
-def trained(task: Task, name: str) -> dict[str, Any]:
-    rng = np.random.default_rng([sum(name.encode()), task.round])
-    return {"w": (task.numpy()["w"] + rng.normal(0.01, 0.01, task.numpy()["w"].shape)).astype("f4")}
-
-
-def learn(federation: Federation, folder: Path, **more: Any) -> None:
-    failures: list[BaseException] = []
-
-    def work(name: str) -> None:
-        try:
-            with federation.client(name, key=folder / f"{name}.pem", **more) as client:
-                for task in client.tasks():
-                    task.submit(trained(task, name), num_examples=10)
-        except BaseException as error:
-            failures.append(error)
-
-    crowd = [threading.Thread(target=work, args=(name,), daemon=True) for name in NAMES]
-    with federation.serve() as server:
-        for thread in crowd:
-            thread.start()
-
-        def over() -> bool:
-            server.wait(0.0)
-            return bool(failures) or not any(thread.is_alive() for thread in crowd)
-
-        eventually(over, timeout_s=60.0, what="the end")
-    assert not failures, failures
 
 
 def accepted(federation: Federation, client: str | None = None) -> list[UpdateAccepted]:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +17,13 @@ from refold.bus.ranges import records_in
 from refold.consumers import detection
 from refold.consumers.pruning import PruningLog, _first_needed, plan_pruning
 from refold.federation import Federation
-from refold.producers.task import Task
 from refold.schemas.erasure import ChangePruning
 from refold.schemas.events import DeltasPruned, PruningChanged, UpdateAccepted
 from refold.schemas.keys import SigningKey
 from refold.schemas.payload import PlaceHint, chunk_digest
-from refold.testing import SteppedServer, eventually
+from refold.testing import SteppedServer
+from tests.end_to_end.crowd import NAMES, SHAPE, learn
 
-NAMES = ("ann", "bob", "cid")
-SHAPE = (450, 450)  # its deltas are too large to travel inline
 ID = bytes(16)
 
 
@@ -37,36 +34,6 @@ def made(folder: Path, rounds: int, **more: Any) -> Federation:
     for name in NAMES:
         federation.enroll(name, SigningKey.load_or_create(folder / f"{name}.pem").public)
     return federation
-
-
-def learn(federation: Federation, folder: Path) -> None:
-    failures: list[BaseException] = []
-
-    def work(name: str) -> None:
-        try:
-            with federation.client(name, key=folder / f"{name}.pem") as client:
-                for task in client.tasks():
-                    task.submit(trained(task, name), num_examples=10)
-        except BaseException as error:
-            failures.append(error)
-
-    crowd = [threading.Thread(target=work, args=(name,), daemon=True) for name in NAMES]
-    with federation.serve() as server:
-        for thread in crowd:
-            thread.start()
-
-        def over() -> bool:
-            server.wait(0.0)
-            return bool(failures) or not any(thread.is_alive() for thread in crowd)
-
-        eventually(over, timeout_s=60.0, what="the end")
-        eventually(lambda: 0 in federation.history().snapshots, what="the first snapshot")
-    assert not failures, failures
-
-
-def trained(task: Task, name: str) -> dict[str, Any]:
-    rng = np.random.default_rng([sum(name.encode()), task.round])
-    return {"w": (task.numpy()["w"] + rng.normal(0.01, 0.01, SHAPE)).astype("f4")}
 
 
 def digests(federation: Federation) -> list[str]:
