@@ -11,7 +11,7 @@ import click
 from refold.cli.options import Common, common
 from refold.cli.ordering import order
 from refold.cli.output import note, say, say_json
-from refold.federation import new_token
+from refold.enrolling import new_token
 from refold.producers.enrolment import read_token, token_text
 from refold.schemas.checks import AdmitToken, EnrolClient
 from refold.schemas.errors import UsageError
