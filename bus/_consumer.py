@@ -206,15 +206,20 @@ class LogConsumer(PlacesConsumer):
     def _read(self, deadline: float, max_records: int) -> list[Record]:
         """Read what is new. The group's affairs come first, so that no record of a lost place is returned."""
         while True:
-            # Taken before the fetch: what is written after it must end the wait.
-            mark = self._store.mark()
             if self._membership is not None:
                 self._membership.keep()
             records = self._fetch(max_records)
             left_s = deadline - time.monotonic()
             if records or left_s <= 0:
                 return records
-            self._store.wait(mark, left_s if self._membership is None else min(left_s, self._membership.next_duty_s()))
+            self._wait(left_s)
+
+    def _wait(self, left_s: float) -> None:
+        positions = {place: self._places()[place] for place in self._turns}
+        if self._membership is None:
+            self._store.wait(positions, None, left_s)
+        else:
+            self._store.wait(positions, self._membership.known, min(left_s, self._membership.next_duty_s()))
 
     def _fetch(self, max_records: int) -> list[Record]:
         positions = self._places()

@@ -157,6 +157,11 @@ class Membership:
         self._renew_at = now + self._timeout_s / 3
         self._look_at = now + min(LOOK_AROUND_S, self._timeout_s / 3)
 
+    @property
+    def known(self) -> tuple[str, int]:
+        """The group and the generation in which this member last brought itself into line."""
+        return self.group, self._generation
+
     def next_duty_s(self) -> float:
         """Seconds after which `keep` should be called again."""
         return max(0.001, min(self._look_at, self._renew_at) - self._store.now())

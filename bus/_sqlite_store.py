@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import sqlite3
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from refold.bus import _sqlite_groups as groups
@@ -21,6 +19,7 @@ from refold.bus._sqlite_cleaner import clean
 from refold.bus._sqlite_file import as_ours, connect, translated
 from refold.bus._sqlite_lock import WriteLock
 from refold.bus._sqlite_records import DAMAGED
+from refold.bus._sqlite_watch import Watch
 from refold.bus._store import Draft, Fetched, OutcomeUnknown, check_place, no_topic
 from refold.bus.contract import Committed, Place, Record, TopicSpec
 from refold.schemas.errors import IntegrityError, RefoldError, StorageFullError, TryAgainError
@@ -31,8 +30,6 @@ CLEAN_RECORDS = 256
 
 WAL_BOUND_BYTES = 256 << 20
 """Above this the log is emptied even if writers must wait for readers; by itself it stays near SQLite's 1,000 pages."""
-
-_PAUSE_FIRST_S, _PAUSE_LAST_S, _PAUSE_GROWTH = 0.0005, 0.005, 1.3
 
 
 @dataclass(slots=True)
@@ -47,7 +44,7 @@ class Shared:
     max_size_bytes: int | None
     clean_every_s: float
     clean_at: float
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    watch: Watch
 
 
 class SqliteStore:
@@ -58,6 +55,8 @@ class SqliteStore:
         self._connection = connect(shared.path, durable=durable, max_size_bytes=shared.max_size_bytes)
         self._specs: dict[str, TopicSpec] = {}
         self._place_ids: dict[Place, int] = {}
+        self._closed = False
+        shared.watch.open()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -99,8 +98,6 @@ class SqliteStore:
                     with suppress(sqlite3.Error):
                         self._connection.execute("ROLLBACK")
                 raise
-        with self._shared.changed:
-            self._shared.changed.notify_all()
 
     def _commit(self) -> None:
         try:
@@ -157,6 +154,7 @@ class SqliteStore:
         place_ids = {draft.place: self.place_id(draft.place) for draft in drafts}
         with self.writing(timeout_s) as connection:
             offsets = batch.write(connection, place_ids)
+        self._shared.watch.tell((place_ids[draft.place], offset + 1) for draft, offset in zip(drafts, offsets, strict=True))
         # The batch is durable: what the chores below run into must not look like its failure, and meets the next flush anyway.
         with suppress(RefoldError):
             self._chores()
@@ -239,19 +237,10 @@ class SqliteStore:
     def now_ms(self) -> int:
         return int(self._shared.wall() * 1000)
 
-    def mark(self) -> int:
-        with translated(self._shared.path, "read"):
-            [(version,)] = self._connection.execute("PRAGMA data_version").fetchall()
-        return int(version)
-
-    def wait(self, mark: int, timeout_s: float) -> None:
-        """Return when another connection has committed: threads of this bus wake us, other processes show within 5 ms."""
-        deadline = time.monotonic() + timeout_s
-        pause_s = _PAUSE_FIRST_S
-        while (left_s := deadline - time.monotonic()) > 0 and self.mark() == mark:
-            with self._shared.changed:
-                self._shared.changed.wait(min(pause_s, left_s))
-            pause_s = min(pause_s * _PAUSE_GROWTH, _PAUSE_LAST_S)
+    def wait(self, positions: Mapping[Place, int], group: tuple[str, int] | None, timeout_s: float) -> None:
+        """Return when there is something to fetch or the group has changed; other processes' writes show within 5 ms."""
+        wanted = {self.place_id(place): position for place, position in positions.items()}
+        self._shared.watch.wait(wanted, group, timeout_s)
 
     def new_member(self) -> tuple[str, str]:
         return f"{os.getpid()}-{uuid.uuid4().hex}", str(this_process())
@@ -278,6 +267,7 @@ class SqliteStore:
             if after != before:
                 groups.save_group(connection, name, after)
             groups.save_offsets(connection, name, stored)
+        self._shared.watch.tell(generations=[(name, after.generation)])
         return after
 
     def committed(self, group: str, place: Place) -> Committed | None:
@@ -291,7 +281,10 @@ class SqliteStore:
             return groups.load_lag(self._connection, group)
 
     def close(self) -> None:
-        self._connection.close()
+        if not self._closed:
+            self._closed = True
+            self._connection.close()
+            self._shared.watch.close()
 
 
 def _end(connection: sqlite3.Connection, place_id: int) -> int:

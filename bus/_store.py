@@ -90,12 +90,11 @@ class Store(Protocol):
         """Wall clock in milliseconds."""
         ...
 
-    def mark(self) -> int:
-        """A number that changes whenever something was written by someone else."""
-        ...
+    def wait(self, positions: Mapping[Place, int], group: tuple[str, int] | None, timeout_s: float) -> None:
+        """Return when there is news, or after `timeout_s`; may return early.
 
-    def wait(self, mark: int, timeout_s: float) -> None:
-        """Return when `mark()` is another, or after `timeout_s`; may return early."""
+        News are a record at one of these positions or later, and a group of this name with a later generation.
+        """
         ...
 
     def new_member(self) -> tuple[str, str]:

@@ -31,7 +31,6 @@ class _Log:
         self.wall = clock or time.time
         self.delete_retention_s = delete_retention_s
         self.changed = threading.Condition(threading.RLock())
-        self.version = 0
         self.specs: dict[str, TopicSpec] = {}
         self.partitions: dict[Place, PartitionLog] = {}
         self.groups: dict[str, Group] = {}
@@ -39,7 +38,6 @@ class _Log:
         self.member_numbers = itertools.count(1)
 
     def wrote(self) -> None:
-        self.version += 1
         self.changed.notify_all()
 
 
@@ -226,12 +224,14 @@ class MemoryStore:
     def now_ms(self) -> int:
         return int(self._log.wall() * 1000)
 
-    def mark(self) -> int:
-        return self._log.version
+    def wait(self, positions: Mapping[Place, int], group: tuple[str, int] | None, timeout_s: float) -> None:
+        def has_news() -> bool:
+            if group is not None and self.generation(group[0]) > group[1]:
+                return True
+            return any(self._log.partitions[place].next_offset > position for place, position in positions.items())
 
-    def wait(self, mark: int, timeout_s: float) -> None:
         with self._log.changed:
-            self._log.changed.wait_for(lambda: self._log.version != mark, timeout_s)
+            self._log.changed.wait_for(has_news, timeout_s)
 
     def new_member(self) -> tuple[str, str]:
         with self._log.changed:

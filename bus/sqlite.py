@@ -18,6 +18,7 @@ from refold.bus._sqlite_examination import examine_file, remedy
 from refold.bus._sqlite_file import is_prepared, prepare
 from refold.bus._sqlite_lock import LEASE_S, WriteLock
 from refold.bus._sqlite_store import CLEAN_EVERY_S, CLEAN_RECORDS, Shared, SqliteStore
+from refold.bus._sqlite_watch import Watch
 from refold.bus._store import check_deletable, check_specs
 from refold.bus._url import sqlite_url
 from refold.bus.contract import Committed, Place, TopicSpec
@@ -70,7 +71,7 @@ class SqliteBus:
             with lock.hold():
                 prepare(self._path)
         self._shared = Shared(
-            self._path, lock, clock, wall, delete_retention_s, max_size_bytes, clean_every_s, clock() + clean_every_s
+            self._path, lock, clock, wall, delete_retention_s, max_size_bytes, clean_every_s, clock() + clean_every_s, Watch(self._path)
         )
         self._store = SqliteStore(self._shared, durable=True)
         # The bus's own connection serves all threads in turn; producers and consumers have theirs.
