@@ -71,7 +71,15 @@ class SqliteBus:
             with lock.hold():
                 prepare(self._path)
         self._shared = Shared(
-            self._path, lock, clock, wall, delete_retention_s, max_size_bytes, clean_every_s, clock() + clean_every_s, Watch(self._path)
+            self._path,
+            lock,
+            clock,
+            wall,
+            delete_retention_s,
+            max_size_bytes,
+            clean_every_s,
+            clock() + clean_every_s,
+            Watch(self._path),
         )
         self._store = SqliteStore(self._shared, durable=True)
         # The bus's own connection serves all threads in turn; producers and consumers have theirs.
