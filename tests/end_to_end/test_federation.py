@@ -782,7 +782,7 @@ def test_f17_a_client_that_is_refused_at_once_asks_again_at_its_own_pace(make: M
         server = stack.enter_context(SteppedServer(world.federation))
         server.settle()
         client = stack.enter_context(world.client("ann"))
-        monkeypatch.setattr("refold.producers.client.time", SimpleNamespace(sleep=pauses.append))
+        monkeypatch.setattr(client, "_closing", SimpleNamespace(wait=pauses.append, set=lambda: None))
         tasks = client.tasks()
         trains("ann")(next(tasks))
         for name in ("bob", "eve"):

@@ -21,7 +21,7 @@ from refold.consumers import aggregation, detection
 from refold.consumers.consistency import Consistency
 from refold.consumers.coverage import Coverage
 from refold.consumers.view import LogView
-from refold.producers.client import Client
+from refold.producers.answers import Answers
 from refold.schemas.canonical import encode
 from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Chain
@@ -180,7 +180,7 @@ def lost_tail_unnoticed(patch: Patch) -> None:
 
 def evaluation_forgotten(patch: Patch) -> None:
     """Let go of an accepted evaluation while its round is still open."""
-    patch(Client, "_evaluation_of", lambda self, digest: 0)
+    patch(Answers, "_evaluation_of", lambda self, digest: 0)
 
 
 @dataclass(frozen=True, slots=True)

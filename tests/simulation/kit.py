@@ -85,7 +85,7 @@ def simulated(world: World) -> Iterator[None]:
         _patch(stack, SystemClock, "wall_ms", lambda _: clock.wall_ms())
         _patch(stack, refold.consumers.server, "threading", threads)
         _patch(stack, refold.producers.heartbeat, "threading", threads)
-        _patch(stack, refold.producers.client, "time", world.scheduler)
+        _patch(stack, refold.producers.client, "threading", threads)
         _patch(stack, refold.consumers.server, "STEP_S", IDLE_S)
         _patch(stack, refold.producers.client, "POLL_S", IDLE_S)
         _patch_everywhere(stack, "decode", canonical.decode)
