@@ -15,7 +15,7 @@ from refold.consumers.liveness import Liveness
 from refold.consumers.roster import Roster
 from refold.consumers.standing import Standing
 from refold.schemas.keys import HEARTBEAT_TAG, verify
-from refold.schemas.updates import Heartbeat, heartbeat_digest
+from refold.schemas.updates import WATCHING, Heartbeat, heartbeat_digest
 
 FRESH_BEATS = 2
 """A client heard of so few of its intervals ago is not listened to; it is taken for dead after more than twice as many."""
@@ -45,7 +45,8 @@ class Hearing:
         """Take in beats that were just read."""
         newest: dict[str, list[Heartbeat]] = {}
         for beat in beats:
-            newest.setdefault(beat.client, []).append(beat)
+            if beat.activity != WATCHING:  # It follows a log, and goes on when the client beside it is dead.
+                newest.setdefault(beat.client, []).append(beat)
         for client, of_client in newest.items():
             if not roster.required:
                 self._believe(roster, of_client[-1], now_s)

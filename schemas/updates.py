@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import blake3
 
 from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, encode, record
+from refold.schemas.condition import Condition
 from refold.schemas.payload import Payload
 from refold.schemas.plans import Settings
 
@@ -15,6 +16,8 @@ TRAIN, EVALUATE, DECLINE, PASS = "train", "evaluate", "decline", "pass"
 KINDS = (TRAIN, EVALUATE, DECLINE, PASS)
 ANSWERS = frozenset({TRAIN, DECLINE})
 """What a round waits for from a client that it selected."""
+WATCHING = "watching"
+"""The activity of who only follows a node's logs."""
 CODECS = ("grid", "exact", "float32", "topk")
 
 Metrics = Annotated[tuple[tuple[Name, float], ...], Within(0, 256)]
@@ -128,15 +131,29 @@ def _unsigned(fields: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*fields, bytes(8), b"")
 
 
-@record(22, version=2, upcasts={1: _unsigned})
+def _unconditioned(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*fields, None)
+
+
+def _without_condition(fields: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    return fields[:-1] if fields[-1] is None else None
+
+
+@record(22, version=3, upcasts={1: _unsigned, 2: _unconditioned}, downcasts={3: _without_condition})
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A client is alive: which session, what it does, which round it holds. Decides only whom a round waits for.
 
     Parameters
     ----------
+    activity
+        ``waiting``, ``training`` or ``evaluating``; for display. ``watching`` is no client: a process beside it, or on a node
+        that trains nothing, follows logs there, with a session of its own at index 0. No round waits for it.
     signature
         By the key that `key_id` names, over the record with an empty signature; empty where clients are not identified.
+    condition
+        What the node measures of itself, how far it is and what its log came to; None where it does not say. Without one the
+        beat is written in version 2.
     """
 
     federation: Name
@@ -152,6 +169,58 @@ class Heartbeat:
     client_time_ms: Uint
     key_id: KeyId = bytes(8)
     signature: Annotated[bytes, Within(0, 64)] = b""
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """One member of a group, as its server sees it.
+
+    Parameters
+    ----------
+    step_age_ms
+        How long ago its last step ended, by the server's monotonic clock; one that hangs gets old.
+    failures
+        How often in a row it began again from the log without getting anything done.
+    """
+
+    group: Name
+    step_age_ms: Uint
+    failures: Uint
+
+
+@record(160)
+@dataclass(frozen=True, slots=True)
+class ServerHeartbeat:
+    """A server is alive: which groups it runs, and how they get on. Decides nothing.
+
+    Parameters
+    ----------
+    member
+        What the process calls itself in the log.
+    life
+        Drawn when the process began; `beat` counts from 0 in each.
+    signature
+        By the log key that `key_id` names, over the record with an empty signature and a tag of its own; empty where the log
+        has no keys.
+    """
+
+    federation: Name
+    member: Name
+    life: Nonce
+    beat: Uint
+    interval_ms: Annotated[int, Within(1, 86_400_000)]
+    groups: Annotated[tuple[GroupStatus, ...], Within(0, 64)]
+    time_ms: Uint
+    key_id: KeyId
+    signature: Annotated[bytes, Within(0, 64)]
+    condition: Condition | None
+
+
+def server_heartbeat_digest(beat: ServerHeartbeat) -> bytes:
+    """BLAKE3 of the beat's canonical bytes with an empty signature, 32 bytes: what is signed."""
+    unsigned = beat if not beat.signature else replace(beat, signature=b"")
+    return blake3.blake3(encode(unsigned), derive_key_context="refold 2026 server heartbeat").digest()
 
 
 def heartbeat_digest(beat: Heartbeat) -> bytes:

@@ -104,7 +104,6 @@ NOTES = {
     "Receipt.outcome": "`accepted`, or the class of the reason (section 18).",
     "SnapshotTaken.rounds_index": "Index of the next event of `rounds` when it was taken.",
     "SnapshotTaken.rounds_hash": "Head of the chain of `rounds` then.",
-    "Heartbeat.activity": "`waiting`, `training` or `evaluating`; for display.",
     "Heartbeat.round": "The round whose parameters the client holds.",
     "Unattributed.digest": "Of the records' values; how, says section 5.",
     "RoundPlan.select_below": "The client is selected if its draw (section 10) is below this.",
@@ -119,7 +118,7 @@ NAMES = {
 
 KEYS = {
     "updates": ("client name", "clients"),
-    "health": ("client name", "clients"),
+    "health": ("client name; a server's `member`", "clients, servers"),
     "checked": ("`partition/offset` of the manifest", "consistency"),
     "commands": ("none", "operators"),
     "accepted": ("none", "detection"),

@@ -38,7 +38,7 @@ from refold.schemas.identity import (
 )
 from refold.schemas.keys import key_id
 from refold.schemas.sealing import sealing_key_id
-from refold.schemas.updates import ClientUpdate, Heartbeat
+from refold.schemas.updates import ClientUpdate, Heartbeat, ServerHeartbeat
 
 
 def round_of(event: Any) -> int | None:
@@ -146,6 +146,8 @@ def _other_line(event: Any) -> str:
             return f"{event.partition}/{event.offset}  {who}  {', '.join(event.reasons)}  {event.detail}".rstrip()
         case Heartbeat():
             return f"{event.client}  {event.activity}  round {event.round}  beat {event.beat}"
+        case ServerHeartbeat():
+            return f"{event.member}  {', '.join(one.group for one in event.groups)}  beat {event.beat}"
         case Checked():
             return f"{event.partition}/{event.offset}  {event.fault or 'sound'}  {event.detail}".rstrip()
         case Attempted():

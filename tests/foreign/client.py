@@ -172,6 +172,7 @@ class ForeignClient:
             "properties": [["language", "foreign"]],
             "client_time_ms": now_ms(),
             "key_id": self.key_id,
+            "condition": None,
         }
         topic = f"{self._federation}.health"
         self._put(topic, signed_beat(value, self._key), cloud_event("Heartbeat", str(self._beats), topic, self.name))

@@ -42,7 +42,7 @@ def encode(name: str, value: Value) -> bytes:
     shape = BY_NAME[name]
     version, items = shape["version"], _items(shape, value)
     if _is_plain(name, items):
-        version, items = 1, items[:-1] if name == "UpdateBody" else [items[0][:-1], *items[1:]]
+        version, items = version - 1, [items[0][:-1], *items[1:]] if name == "ClientUpdate" else items[:-1]
     data: bytes = msgpack.packb([shape["number"], version, *items])
     if len(data) > MAX_RECORD_BYTES:
         raise RefusedError("too-large")
@@ -50,8 +50,8 @@ def encode(name: str, value: Value) -> bytes:
 
 
 def _is_plain(name: str, items: list[Any]) -> bool:
-    """Whether this is an update that is not sealed, which is written in version 1 (section 12)."""
-    return (name == "UpdateBody" and items[-1] is None) or (name == "ClientUpdate" and items[0][-1] is None)
+    """Whether the version before the newest says all of it: an update that is not sealed (section 12), a bare beat (15)."""
+    return (name in ("UpdateBody", "Heartbeat") and items[-1] is None) or (name == "ClientUpdate" and items[0][-1] is None)
 
 
 def decode(data: bytes) -> tuple[str, Value]:
@@ -71,7 +71,7 @@ def decode(data: bytes) -> tuple[str, Value]:
         raise RefusedError("unknown-type")
     if not 1 <= items[1] <= shape["version"]:
         raise RefusedError("unknown-version")
-    if items[1] == 2 and shape["name"] in ("UpdateBody", "ClientUpdate") and _is_plain(shape["name"], items[2:]):
+    if items[1] == shape["version"] and len(items) > 2 and _is_plain(shape["name"], items[2:]):
         raise RefusedError("not-canonical")
     return shape["name"], _fields(shape, _raised(items[0], items[1], items[2:]))
 
@@ -120,6 +120,7 @@ RAISES: dict[tuple[int, int], Raise] = {
     (20, 1): _with_nothing,
     (21, 1): _with_plain_body,
     (22, 1): _unsigned,
+    (22, 2): _with_nothing,
     (40, 1): _with_density(5, 6),
     (40, 2): _with_identity,
     (41, 1): _with_nothing,

@@ -15,6 +15,7 @@ from refold.consumers.roster import Roster
 from refold.plan import Plan
 from refold.schemas.canonical import decode, encode
 from refold.schemas.commits import Commit, Position
+from refold.schemas.condition import Condition
 from refold.schemas.events import Defence, Genesis, Identity, SnapshotPolicy
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientRevoked
 from refold.schemas.keys import HEARTBEAT_TAG, UPDATE_TAG, SigningKey
@@ -23,6 +24,7 @@ from refold.schemas.payload import describe
 from refold.schemas.updates import Heartbeat, heartbeat_digest
 
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
+TIRED = Condition((("cpu_used_ratio", 0.75),), 2, None, None)
 POLICY = Plan(minimum=1, heartbeat_s=1.0, seed=bytes(16)).policy()
 SESSION = (3, b"b" * 8)
 
@@ -62,6 +64,23 @@ def hears(*beats: Heartbeat, to: Roster | None = None, now_s: float = 100.0) -> 
 
 def test_a_signed_beat_is_a_sign_of_life() -> None:
     assert hears(signed(beat())).liveness.living(100.0) == {"ann"}
+
+
+def test_a_beats_signature_covers_the_condition_that_it_tells() -> None:
+    made = signed(beat(condition=TIRED))
+    assert hears(decode(encode(made), Heartbeat)).liveness.living(100.0) == {"ann"}
+    easy = replace(TIRED, measures=(("cpu_used_ratio", 0.25),))
+    assert hears(replace(made, condition=easy)).ignored == {"forged": 1}
+    assert hears(replace(made, condition=None)).ignored == {"forged": 1}
+
+
+def test_a_beat_without_a_condition_is_written_as_it_was_before_there_were_any() -> None:
+    assert encode(beat())[:3] == bytes([0x9F, 22, 2]), "an array of 15"
+    assert encode(beat(condition=TIRED))[:5] == bytes([0xDC, 0, 16, 22, 3])
+
+
+def test_who_only_watches_a_log_is_no_sign_of_its_clients_life() -> None:
+    assert hears(signed(beat(activity="watching"))).liveness.living(100.0) == frozenset()
 
 
 @pytest.mark.parametrize(

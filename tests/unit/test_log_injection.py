@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from refold.cli.output import SafeFormatter
 from refold.federation import Federation
 from refold.jsonable import json_text, safe_text
 from refold.schemas.canonical import encode
+from refold.schemas.condition import Condition, LogDigest, LogTemplate
 from refold.schemas.keys import SigningKey
-from refold.schemas.updates import Heartbeat
+from refold.schemas.updates import GroupStatus, Heartbeat, ServerHeartbeat
 from refold.testing import SteppedServer, craft_update, send_update
 
 FORGED = "\x1b[2J\r\nFORGED  2026-01-01T00:00:00Z\x9b31m\u202egnihton\u2028FORGED\x00\x07\x7f"
@@ -52,10 +54,14 @@ def write(made: Federation) -> None:
     forged = FORGED.encode()
     about = (("ce_subject", forged), ("ce_time", b"2001-01-01T00:00:00Z"), ("ce_type", forged), (FORGED, forged))
     beat = Heartbeat(made.name, TRICKY, 1, bytes(8), 0, 1000, "[red]%s", 0, bytes(32), ((TRICKY, TRICKY),), 0)
+    digest = LogDigest(bytes(8), 1, 1, 1, 0, 1, True, (LogTemplate(bytes(8), TRICKY, 4, 1, True, 9.0),), (), (TRICKY,))
+    told = replace(beat, beat=1, condition=Condition(((TRICKY[:48], 1e300),), 0, None, digest))
+    server = ServerHeartbeat(made.name, TRICKY, bytes(8), 0, 1, (GroupStatus(TRICKY, 0, 0),), 0, bytes(8), b"", told.condition)
     with made.bus.producer() as producer:
         for topic in ("updates", "health", "alerts", "commands", "accepted", "rounds", "checked", "quarantine"):
             producer.send(f"{made.name}.{topic}", forged, key=forged, partition=0, headers=about)
-        producer.send(made.topics.health, encode(beat), key=forged, partition=0, headers=about)
+        for each in (beat, told, server):
+            producer.send(made.topics.health, encode(each), key=forged, partition=0, headers=about)
         producer.send(made.topics.snapshots, None, key=forged, partition=0)
         producer.send(made.topics.snapshots, forged, key=forged, partition=0)
 
