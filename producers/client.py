@@ -7,6 +7,7 @@ import operator
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from refold.bus.clock import Clock, SystemClock
@@ -317,6 +318,16 @@ class Client:
         for receipt in self._answers.unheard(self._history.lineage):
             self._take_receipt(receipt)
         self._answers.resend()
+
+    @property
+    def federation(self) -> str:
+        """The federation's name."""
+        return self._topics.federation
+
+    @property
+    def folder(self) -> Path:
+        """The outbox's folder, where all that this client keeps lies."""
+        return self._outbox.folder
 
     @property
     def clock(self) -> Clock:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from refold.producers.checkpoint import ClientCheckpoint
+from refold.producers.outbox import owner_of
 from refold.producers.residual_file import Amount
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import TryAgainError, UsageError
@@ -76,6 +78,7 @@ class Task:
         self.state = state
         self.evaluate = evaluate
         self.answered = False
+        self._checkpoints: list[ClientCheckpoint] = []
 
     @property
     def round(self) -> int:
@@ -91,6 +94,24 @@ class Task:
     def config(self) -> dict[str, Scalar]:
         """The plan's settings for this round."""
         return dict(self.plan.config)
+
+    @property
+    def identity(self) -> tuple[str, str, int, bytes]:
+        """What tells this task from all others: federation, client, round, and the digest of the parameters given."""
+        return (self._client.federation, self._client.name, self.round, self.state.parameters_digest)
+
+    def checkpoint(self, *, gradients: bool = False, **parts: Any) -> ClientCheckpoint:
+        """Return a `refold.ClientCheckpoint` of this task's training, in the outbox's folder; removed once this is answered.
+
+        Parameters
+        ----------
+        gradients, parts
+            As `refold.ClientCheckpoint` has them. Give the parts as they are to begin: the base parameters loaded.
+        """
+        owner = owner_of(self._client.federation, self._client.name).hex()
+        made = ClientCheckpoint(self._client.folder / f"{owner}.checkpoint", self, gradients=gradients, **parts)
+        self._checkpoints.append(made)
+        return made
 
     def numpy(self) -> dict[str, npt.NDArray[Any]]:
         """Return the base parameters as arrays of their own."""
@@ -140,6 +161,8 @@ class Task:
     def _sent(self, body: UpdateBody, chunks: tuple[bytes, ...], unsent: Amount | None = None) -> Receipt:
         receipt = self._client.submit(self, body, chunks, unsent)
         self.answered = True
+        for checkpoint in self._checkpoints:
+            checkpoint.clear()
         return receipt
 
     def _answer(self, *, evaluation: bool) -> None:

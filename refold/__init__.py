@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from refold.federation import Federation, connect
     from refold.founding import create
     from refold.plan import Plan
+    from refold.producers.checkpoint import ClientCheckpoint
     from refold.producers.privacy import Privacy
     from refold.schemas.errors import RefoldError
     from refold.schemas.events import SnapshotPolicy
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "ClientCheckpoint": "refold.producers.checkpoint",
     "Cohort": "refold.detection",
     "Detection": "refold.detection",
     "DetectionConfig": "refold.detection",
@@ -53,6 +55,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "ClientCheckpoint",
     "Cohort",
     "Detection",
     "DetectionConfig",

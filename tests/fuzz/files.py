@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,8 +25,10 @@ from refold.cli.parameters import read_parameters
 from refold.cli.settings import FILE, check, load
 from refold.cli.verbs import cli
 from refold.keyring import Keyring
+from refold.producers.checkpoint_file import decode_checkpoint, write_checkpoint
 from refold.producers.outbox import Outbox, Parcel
 from refold.producers.residual_file import Basis, read_amount, write_amount
+from refold.producers.trees import pack
 from refold.schemas.errors import (
     BusError,
     ConfigurationError,
@@ -57,6 +60,9 @@ def decoders() -> Iterator[Decoder]:
     yield Decoder("server-secret", lambda: [(bytes(32),)], judge_secret, errors=wrong, reaches=refused)
     yield Decoder("outbox", outbox_seeds, judge_outbox, mend=sealed, reaches=frozenset({TAKEN, "broken"}))
     yield Decoder("residual", residual_seeds, judge_residual, errors=wrong, mend=sealed, reaches=refused)
+    yield Decoder(
+        "client-checkpoint", checkpoint_seeds, judge_checkpoint, mend=summed, reaches=frozenset({TAKEN, "form", "root-digest"})
+    )
     yield Decoder("settings", settings_seeds, judge_settings, errors=wrong, changes=(texts,), reaches=refused)
     yield Decoder("npz", npz_seeds, judge_npz, errors=(ConfigurationError, UsageError), reaches=refused)
     yield Decoder("safetensors", safetensors_seeds, judge_safetensors, errors=wrong, reaches=refused)
@@ -170,6 +176,49 @@ def judge_residual(value: Input) -> str:
     ]:
         raise Defect("a residual of another model")
     return TAKEN
+
+
+@cache
+def checkpoint_seeds() -> tuple[Input, ...]:
+    """Return a checkpoint of what a training program holds."""
+    path = folder() / "seed.checkpoint"
+    tree = {
+        "model": {"w": np.ones((3, 4), "f4"), 1: [np.float64(2.0), (None, True, 1 << 80)]},
+        "seen": Counter({"a": 3}),
+        "t": "x",
+    }
+    write_checkpoint(path, pack(tree, "it"))
+    return ((path.read_bytes(),),)
+
+
+def summed(value: Input, _chance: Random) -> Input:
+    """Make a checkpoint's checksum right again."""
+    data = value[0]
+    return (data[:8] + blake3.blake3(data[40:]).digest() + data[40:],)
+
+
+def judge_checkpoint(value: Input) -> str:
+    """Read a client's checkpoint; nothing but plain values and numbers may come out."""
+    check_plain(decode_checkpoint(value[0]))
+    return TAKEN
+
+
+def check_plain(value: object) -> None:
+    """Demand that a tree holds nothing that could act."""
+    match value:
+        case dict():
+            for key, item in value.items():
+                check_plain(key)
+                check_plain(item)
+        case list() | tuple():
+            for item in value:
+                check_plain(item)
+        case np.ndarray() | np.generic():
+            assert not value.dtype.hasobject
+        case None | bool() | int() | float() | str() | bytes():
+            pass
+        case _:
+            raise Defect(f"a {type(value).__name__} came out of a checkpoint")
 
 
 @cache
