@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from refold.schemas.canonical import Blob, Digest, Name, Text, Uint, Within, record
 from refold.schemas.erasure import ChangePruning, EraseClient, KeyClient
@@ -78,10 +78,26 @@ class Quarantined:
     payload: Payload
 
 
-@record(73)
+def _without_kind(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*fields, "", "", "", ())
+
+
+@record(73, version=2, upcasts={1: _without_kind})
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that a person should know."""
+    """Something that a person should know.
+
+    Parameters
+    ----------
+    kind
+        What it is, from a short list that docs/OPERATIONS.md describes; "" in alerts of version 1.
+    cause
+        Of a node's trouble: ``node``, ``network``, ``straggler`` or ``data``; else "".
+    state
+        The state that a node is in from now on; else "".
+    evidence
+        What it rests on: the names of measurements and their values.
+    """
 
     subject: Name
     severity: Annotated[str, Within(1, 16)]
@@ -89,6 +105,10 @@ class Alert:
     advice: Text
     round: Uint
     time_ms: Uint
+    kind: Annotated[str, Within(0, 64)] = ""
+    cause: Annotated[str, Within(0, 16)] = ""
+    state: Annotated[str, Within(0, 16)] = ""
+    evidence: Annotated[tuple[tuple[Name, float], ...], Within(0, 32)] = ()
 
 
 @record(80)
