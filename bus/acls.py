@@ -30,9 +30,10 @@ WRITTEN_BY_SERVERS = (
     "snapshot-chunks",
     "quarantine",
     "alerts",
+    "health",
 )
 PRUNED = ("deltas", "features", "quarantine")
-SERVING = ("consistency", "detection", "aggregation", "snapshots")
+SERVING = ("consistency", "detection", "aggregation", "snapshots", "health")
 
 
 @dataclass(frozen=True, slots=True)

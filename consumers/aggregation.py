@@ -195,12 +195,14 @@ class _Active:
     def _warn_of_void(self, round_: int, void: Void) -> None:
         what = f"round {round_} is void: tensor {void.tensor!r}: {void.reason}"
         self._alerts.raise_(
-            "round", "error", what, "the model stays as it was; `refold show` names the round's members", round_
+            "round", "error", what, "the model stays as it was; `refold show` names the round's members", round_, kind="void"
         )
 
     def _warn_of_saturation(self, round_: int, step: Step) -> None:
         what = f"{step.saturated} optimizer slots of round {round_} reached the end of their lattice and stay there"
-        self._alerts.raise_("optimizer", "warning", what, "deltas grew far beyond those of the first round", round_)
+        self._alerts.raise_(
+            "optimizer", "warning", what, "deltas grew far beyond those of the first round", round_, kind="saturated"
+        )
 
     def _state_of(self, round_: int) -> ModelState:
         state, self._state = self._state, None

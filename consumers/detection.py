@@ -215,7 +215,7 @@ class _Active:
 
     def _complain(self) -> None:
         for complaint in self._commands.complaints:
-            self._alerts.raise_("commands", "warning", f"not obeyed: {complaint}", "", self.roster.plan.round)
+            self._alerts.raise_("commands", "warning", f"not obeyed: {complaint}", "", self.roster.plan.round, kind="command")
 
     def _hear(self) -> None:
         beats = []
@@ -267,6 +267,7 @@ class _Active:
                 f"round {self.roster.plan.round} was judged without it: it {self._ensemble.last_fault[name]}",
                 "mend the detector or leave it out; the others go on judging",
                 self.roster.plan.round,
+                kind="detector",
             )
         return opinions
 
@@ -302,6 +303,7 @@ class _Active:
             f"{self.roster.plan.minimum} are needed",
             "the round goes on, takes updates from every client and keeps those it has; start more clients or lower `minimum`",
             self.roster.plan.round,
+            kind="deadline",
         )
         return ""
 
@@ -314,7 +316,9 @@ class _Active:
         if not appended.taken:
             raise self._stand_back()
         for found in self._suspicions.new(events, self.roster.plan.round):
-            self._alerts.raise_(found.subject, found.severity, found.what, found.advice, self.roster.plan.round)
+            self._alerts.raise_(
+                found.subject, found.severity, found.what, found.advice, self.roster.plan.round, kind=found.kind
+            )
         # 6. Room.
         self._delete_judged()
         return True

@@ -21,6 +21,7 @@ from refold.consumers.aggregation import Aggregation
 from refold.consumers.consistency import Consistency
 from refold.consumers.detection import Detection
 from refold.consumers.detectors import Ensemble
+from refold.consumers.health import Health, HealthSettings
 from refold.consumers.inspection import Inspector
 from refold.consumers.sealing import SealingKeys
 from refold.consumers.snapshots import Snapshots
@@ -40,7 +41,9 @@ from refold.schemas.keys import log_key
 
 log = logging.getLogger("refold.server")
 
-GROUPS = ("consistency", "detection", "aggregation", "snapshots")
+DECIDING = ("consistency", "detection", "aggregation", "snapshots")
+"""The groups that an update's way leads through."""
+GROUPS = (*DECIDING, "health")
 STEP_S = 0.05
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -103,6 +106,8 @@ class Server:
         Detectors to judge with; the built-in ones if None.
     keys
         What opens sealed updates; nothing if None.
+    health
+        How nodes are watched; by the defaults if None.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Server:
         clock: Clock | None = None,
         ensemble: Ensemble | None = None,
         keys: SealingKeys | None = None,
+        health: HealthSettings | None = None,
     ) -> None:
         unknown = sorted(set(groups) - set(GROUPS))
         if unknown:
@@ -127,6 +133,7 @@ class Server:
         self._groups = tuple(groups)
         self._clock = clock or SystemClock()
         self._ensemble = ensemble
+        self._health = health
         self.member = member or f"{socket.gethostname()[:40]}-{os.getpid()}-{os.urandom(2).hex()}"
         self._life = os.urandom(4).hex()
         self._genesis = read_genesis(bus, topics)
@@ -176,14 +183,18 @@ class Server:
 
     def _factory(self, group: str, member: str) -> Callable[[], Member]:
         bus, topics, clock = self._bus, self._topics, self._clock
+        key = log_key(self._secret) if self._genesis.log_keys else None
         match group:
             case "consistency":
                 return lambda: Consistency(bus, topics, self._inspector(), member=member, clock=clock, life=self._life)
             case "detection":
                 return lambda: Detection(bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble)
             case "aggregation":
-                key = log_key(self._secret) if self._genesis.log_keys else None
                 return lambda: Aggregation(bus, topics, self._genesis, member=member, clock=clock, log_key=key, keys=self._keys)
+            case "health":
+                return lambda: Health(
+                    bus, topics, self._genesis, member=member, clock=clock, log_key=key, settings=self._health
+                )
             case _:
                 return lambda: Snapshots(bus, topics, self._genesis, member=member, clock=clock)
 

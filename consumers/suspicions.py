@@ -22,8 +22,9 @@ SUBJECT = "identity"
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """What to tell: whom it is about, how grave it is, what happened and what can be done."""
+    """What to tell: its kind, whom it is about, how grave it is, what happened and what can be done."""
 
+    kind: str
     subject: str
     severity: str
     what: str
@@ -58,11 +59,17 @@ def _suspected(event: object) -> Iterator[tuple[str, Suspicion]]:
                 "it lies, its key is in two hands, or its disk was restored from a copy; "
                 "then `refold quarantine release` lets it in again, and `refold revoke` takes the key from it"
             )
-            yield "equivocation", Suspicion(client, "error", what, advice)
+            yield "equivocation", Suspicion("equivocation", client, "error", what, advice)
         case UpdatesRefused(reason="over-limit"):
             what = f"{event.client} sends more updates than it may in one round; further ones are not looked at (over-limit)"
-            yield event.reason, Suspicion(event.client, "warning", what, "mend the client, or `refold quarantine ban` it")
+            yield (
+                event.reason,
+                Suspicion("over-limit", event.client, "warning", what, "mend the client, or `refold quarantine ban` it"),
+            )
         case Unattributed() if event.reason in FORGERIES:
             what = f"a record of updates {FORGERIES[event.reason]} ({event.reason}; {event.detail or 'no name'})"
             place = f"partition {event.partition}, offset {event.first_offset}"
-            yield event.reason, Suspicion(SUBJECT, "warning", what, f"it was refused and lies in quarantine: {place}")
+            yield (
+                event.reason,
+                Suspicion("forgery", SUBJECT, "warning", what, f"it was refused and lies in quarantine: {place}"),
+            )

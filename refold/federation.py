@@ -15,6 +15,7 @@ from refold.bus.security import KafkaSecurity, other_security
 from refold.bus.topics import Topics, federations_in
 from refold.consumers.audit.findings import Progress
 from refold.consumers.detectors import Ensemble
+from refold.consumers.health import HealthSettings
 from refold.consumers.server import GROUPS, Server
 from refold.enrolling import Enrolling
 from refold.following import Following
@@ -40,6 +41,7 @@ class Federation(Enrolling, Forgetting, Auditing, Following):
         member: str = "",
         ensemble: Ensemble | None = None,
         even_incomplete: bool = False,
+        health: HealthSettings | None = None,
     ) -> Server:
         """Return a server of these groups: start it, or use it as a context manager.
 
@@ -47,6 +49,8 @@ class Federation(Enrolling, Forgetting, Auditing, Following):
         ----------
         even_incomplete
             Serve a copy that was cut off, because its source is lost: what its log lacks is judged anew or gone.
+        health
+            How nodes are watched; by the defaults if None.
 
         Raises
         ------
@@ -58,7 +62,16 @@ class Federation(Enrolling, Forgetting, Auditing, Following):
         if not even_incomplete:
             require_whole(self.bus, self.name)
         secret = self.keyring.secret(self.genesis.secret_digest)
-        return Server(self.bus, self.topics, secret, groups=groups, member=member, ensemble=ensemble, keys=self.keyring.sealing)
+        return Server(
+            self.bus,
+            self.topics,
+            secret,
+            groups=groups,
+            member=member,
+            ensemble=ensemble,
+            keys=self.keyring.sealing,
+            health=health,
+        )
 
     def client(
         self,

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 LONGEST_GAP = 3.0
-"""A longer gap counts as one of this many intervals: a node that was dead for an hour must not be waited for that long again."""
+"""A longer gap counts as one of this many intervals: who was dead for an hour must not be waited for that long again."""
 MOST_PHI = 300.0
 
 

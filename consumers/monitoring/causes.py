@@ -74,7 +74,7 @@ def _is_starved(readings: Vector, deviations: Vector, raise_at: float) -> bool:
     """Whether processor time rather than the network is what is lacking: a starved process is late with everything it does."""
     if deviations[THROTTLED] >= raise_at:
         return True
-    latency_s = math.exp(readings[LATENCY]) if readings[LATENCY] == readings[LATENCY] else 0.0  # noqa: PLR0124
+    latency_s = 0.0 if math.isnan(readings[LATENCY]) else math.exp(readings[LATENCY])
     return readings[PAUSE] > max(readings[DELAY], latency_s)
 
 

@@ -1,7 +1,7 @@
 """The health group's mind: beats, verdicts and the time that passes go in, changes of state come out.
 
-Nothing here reads a clock or a bus, and nothing is lost with it: a successor that reads the last beats of `health` knows the same
-after as many beats as `HealthPolicy.warm_up`.
+Nothing here reads a clock or a bus, and nothing is lost with it: a successor that reads the last beats of `health` knows the
+same.
 
 What the server sees itself comes first: that a node is silent, that its beats are late, that its updates are refused. What the
 node says of itself can only add to that. It can say that it is unwell; it cannot say that it is not.
@@ -10,7 +10,7 @@ node says of itself can only add to that. It can say that it is unwell; it canno
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from refold.consumers.monitoring import kinds
@@ -31,7 +31,7 @@ from refold.consumers.monitoring.readings import (
     readings,
     step_between,
 )
-from refold.schemas.health import DATA, DEAD, DEGRADED, HEALTHY, NETWORK, NODE, REJOINED, SUSPECT
+from refold.schemas.health import DEAD, DEGRADED, HEALTHY, NETWORK, NODE, REJOINED, SUSPECT, NodeHealth
 
 MOST_NODES = 65_536
 """Of those beyond nothing is known; who is enrolled is bounded by the log, who is not by this."""
@@ -122,6 +122,24 @@ class Monitor:
         changes, self._changes = self._changes, []
         return changes
 
+    def resume(self, told: Iterable[NodeHealth], now_s: float) -> None:
+        """Take over the states that a predecessor reported, so that none is told twice."""
+        for health in told:
+            if health.client not in self.nodes:
+                silent_s = now_s - health.silence_ms / 1000
+                self._welcome(Sample(health.client, (-1, b""), 0, silent_s, health.activity, health.round), silent_s)
+            node = self.nodes.get(health.client)
+            if node is not None:
+                node.state, node.kind, node.cause, node.note = health.state, health.kind, health.cause, health.note
+        self._changes.clear()
+
+    def to_ban(self) -> Iterator[Node]:
+        """Yield the nodes that were in a state for so long that policy bans them."""
+        for node in self.nodes.values():
+            lasted = node.beats_in_state >= self.policy.ban_after_beats
+            if node.cause in self.policy.ban and lasted and not node.is_banned:
+                yield node
+
     def silence_s(self, node: Node, now_s: float) -> float:
         """Return how long a node was silent while the bus was not."""
         return now_s - node.heard_s - (self._stalled_s - node.stalled_s)
@@ -198,6 +216,9 @@ class Monitor:
                 self._pasts.learn(node.place, vector)
             self._settle(node)
             return
+        if node.kind in on and on <= node.on:
+            return  # What is left of it while it wears off explains nothing new.
+        node.on = on
         kind = explain(on, vector, deviations, policy.raise_at)
         if kind != node.kind or node.state == HEALTHY:
             self._degrade(node, kind)
@@ -224,7 +245,9 @@ class Monitor:
         if not silent:
             return
         alive = sum(node.state != DEAD for node in self.nodes.values())
-        together = len(silent) >= max(2, policy.peers_least // 2) and len(silent) > TOGETHER * alive
+        # Those that are about to count too: one that is a moment ahead of the others is not alone.
+        quiet = sum(node.state != DEAD and self.silence_s(node, now_s) >= 0.75 * least_s for node in self.nodes.values())
+        together = quiet >= max(2, policy.peers_least // 2) and quiet > TOGETHER * alive
         for node in silent:
             beats, phi = self.silence_s(node, now_s) / self.interval_s, self.phi(node, now_s)
             state = _silent_state(policy, beats, phi)
@@ -243,18 +266,10 @@ class Monitor:
         self._changes.append(Change(node.client, node.state, state, kind, cause, evidence, note))
         if state in (DEAD, HEALTHY):
             node.switches.clear()
+            node.on = set()
         if state != node.state:
             node.beats_in_state, node.since_s = 0, node.heard_s
         node.state, node.kind, node.cause, node.note = state, kind, cause, note
-
-    def stragglers(self) -> Iterator[str]:
-        """Yield the nodes that are known to be slow."""
-        return (node.client for node in self.nodes.values() if node.kind == kinds.SLOW)
-
-    def has_bad_data(self, client: str) -> bool:
-        """Whether the node's data is what is wrong with it."""
-        node = self.nodes.get(client)
-        return node is not None and node.cause == DATA
 
 
 def _own_jump(sample: Sample, clock_s: float) -> float:

@@ -70,11 +70,13 @@ class Node:
     score: float = 0.0
     beats_in_state: int = 0
     switches: dict[str, Switch] = field(default_factory=dict)
+    on: set[str] = field(default_factory=set)
     refusals: deque[bool] = field(default_factory=lambda: deque(maxlen=8))
     readings: Vector = NO_VECTOR
     deviations: Vector = NO_VECTOR
     marked: dict[str, int] = field(default_factory=dict)
     log_note: str = ""
+    is_banned: bool = False
 
     def feed(self, policy: HealthPolicy, found: Levels) -> set[str]:
         """Take in how far out of line the node is, and return in which ways it counts as such."""

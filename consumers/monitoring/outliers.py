@@ -1,9 +1,9 @@
 """How far readings lie from a node's own past, beyond what its peers go through: for all nodes that beat, at once.
 
-Of each node the last healthy vectors are kept. A new one is taken as deviations from their median in units of their spread (MAD,
-with a floor for each reading). From that goes what its peers have in common at the moment: where a machine, a bus or a whole
-federation is slow, everyone deviates alike and nobody is to blame. What remains is judged reading by reading, and as a whole by a
-Mahalanobis distance with a correlation matrix shrunk towards independence, since windows are short.
+Of each node the last healthy vectors are kept. A new one is taken as deviations from their median in units of their spread
+(MAD, with a floor for each reading). From that goes what its peers have in common at the moment: where a machine, a bus or a
+whole federation is slow, everyone deviates alike and nobody is to blame. What remains is judged reading by reading, and as a
+whole by a Mahalanobis distance with a correlation matrix shrunk towards independence, since windows are short.
 
 Sources: Hampel 1974 (median and MAD); Ledoit and Wolf 2004 (shrinkage); Wilson and Hilferty 1931 (chi-squared to normal).
 """
@@ -28,7 +28,7 @@ SHRINKAGE_BEATS = 16.0
 
 @dataclass(frozen=True, slots=True)
 class Deviations:
-    """Of some nodes: `values` (n, readings) deviations with 0.0 for what is not known, and `scores` (n,) of the whole vector."""
+    """Of some nodes: `values` (n, readings) deviations, 0.0 for what is not known, and `scores` (n,) of the whole vector."""
 
     values: Floats
     scores: Floats
@@ -143,4 +143,5 @@ def _scores(own: Floats, past: Floats, middle: Floats, spread: Floats) -> Floats
 def _as_normal(squares: Floats, width: int) -> Floats:
     """Return chi-squared values of `width` degrees of freedom as normal deviates."""
     part = 2 / (9 * width)
-    return (((squares / width) ** (1 / 3) - (1 - part)) / np.sqrt(part)).astype(np.float32)
+    normal: Floats = (((squares / width) ** (1 / 3) - (1 - part)) / np.sqrt(part)).astype(np.float32)
+    return normal

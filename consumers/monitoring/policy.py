@@ -94,7 +94,7 @@ class HealthPolicy:
         UsageError
             A name is not known, or a value does not fit it.
         """
-        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        kinds = {name: type(value) for name, value in dataclasses.asdict(cls()).items()}
         changes: dict[str, object] = {}
         for word in words:
             name, _, value = word.partition("=")
@@ -102,7 +102,13 @@ class HealthPolicy:
             if name not in kinds:
                 raise UsageError(f"no setting {name!r} of the health group", hint=f"there are {', '.join(sorted(kinds))}")
             try:
-                changes[name] = tuple(value.split("+")) if kinds[name] is tuple else kinds[name](value)
+                changes[name] = _read(kinds[name], value)
             except ValueError as error:
                 raise UsageError(f"{name} takes a number, not {value!r}") from error
         return dataclasses.replace(cls(), **changes)  # type: ignore[arg-type]
+
+
+def _read(kind: type, value: str) -> object:
+    if kind is tuple:
+        return tuple(value.split("+"))
+    return int(value) if kind is int else float(value)

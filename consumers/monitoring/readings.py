@@ -1,8 +1,8 @@
 """What is measured of a node from one beat to the next: the server's own observations first, then what the node says.
 
-A delay, a pause and a clock that was set look alike from afar: the beat comes, or seems to come, at the wrong time. Two clocks
-tell them apart. With Δs the server's monotonic time between two arrivals, Δc what the node's clock moved between making them and
-n the intervals between their numbers:
+A delay, a pause and a clock that was set look alike from afar: the beat comes, or seems to come, at the wrong time. Two
+clocks tell them apart. With Δs the server's monotonic time between two arrivals, Δc what the node's clock moved between making
+them and n the intervals between their numbers:
 
 - on the way longer (network): Δs grows, Δc does not;
 - made later (the node was stopped, or got no processor): Δs and Δc grow alike;
@@ -27,6 +27,9 @@ UNITS = {
 
 RATE_BEATS = 3
 """Progress is a rate over so many beats at most: what a program reports in large steps looks jerky from one to the next."""
+
+MOST = 1e9
+"""What nodes say may be anything; beyond this it is this."""
 
 Vector = tuple[float, ...]
 
@@ -126,7 +129,7 @@ def readings(before: Sample, after: Sample, step: Step, rate: float | None, dela
     latency_s = said.get("bus_latency_s")
     throttled = [said[name] for name in ("cpu_throttled_ratio", "cpu_stolen_ratio") if name in said]
     errors = None if after.errors is None or before.errors is None else max(0, after.errors - before.errors)
-    return (
+    found = (
         pause_s,
         max(0.0, delay_s),
         math.nan if latency_s is None else _log(latency_s + 0.001),
@@ -135,14 +138,21 @@ def readings(before: Sample, after: Sample, step: Step, rate: float | None, dela
         said.get("memory_used_ratio", math.nan),
         said.get("disk_used_ratio", math.nan),
         math.nan if rate is None else -_log(rate),
-        math.nan if after.loss is None else _log(after.loss + 1e-3),
+        _log_loss(after.loss),
         math.nan if errors is None else math.log1p(errors),
     )
+    return tuple(value if math.isnan(value) or value == math.inf else min(max(value, -MOST), MOST) for value in found)
+
+
+def _log_loss(loss: float | None) -> float:
+    if loss is None:
+        return math.nan
+    return math.inf if loss == math.inf else _log(loss + 1e-3)
 
 
 def _log(value: float) -> float:
     """Return the logarithm of what a node says, which may be anything."""
-    return math.log(min(max(value, 1e-9), 1e9)) if value == value else math.nan  # noqa: PLR0124
+    return math.nan if math.isnan(value) else math.log(min(max(value, 1e-9), 1e9))
 
 
 @dataclass(slots=True)
@@ -157,7 +167,7 @@ class Pace:
         Parameters
         ----------
         now_s
-            The server's clock at arrival. The node's `step_age_s` is taken off: between two words of a program nothing is known.
+            The server's clock at arrival.
         """
         if sample.steps is None or sample.activity == "waiting":
             self._seen.clear()

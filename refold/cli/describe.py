@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from refold.cli.output import short
@@ -25,6 +26,7 @@ from refold.schemas.events import (
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.health import HealthReport
 from refold.schemas.identity import (
     INSECURE,
     ClientBanned,
@@ -148,6 +150,9 @@ def _other_line(event: Any) -> str:
             return f"{event.client}  {event.activity}  round {event.round}  beat {event.beat}"
         case ServerHeartbeat():
             return f"{event.member}  {', '.join(one.group for one in event.groups)}  beat {event.beat}"
+        case HealthReport():
+            counted = Counter(node.state for node in event.nodes)
+            return f"{event.member}  {', '.join(f'{count} {state}' for state, count in counted.items()) or 'no nodes'}"
         case Checked():
             return f"{event.partition}/{event.offset}  {event.fault or 'sound'}  {event.detail}".rstrip()
         case Attempted():

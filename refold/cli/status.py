@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from refold.bus.closing import close_all
 from refold.bus.contract import Committed, Place
 from refold.bus.ledger import Entry, LedgerReader
+from refold.consumers.reported import follow_reports
 from refold.federation import Federation
 from refold.schemas.commits import Position
 
@@ -67,6 +68,7 @@ class StatusReader:
         self._last: dict[str, Entry] = {}
         self._history = federation.history()
         self._inputs: dict[str, tuple[float, int]] = {}
+        self._reports, self._beats = follow_reports(self._bus, federation.topics, federation.genesis)
 
     def read(self, groups: Sequence[str]) -> list[GroupStatus]:
         """Return the status of these groups now."""
@@ -79,6 +81,7 @@ class StatusReader:
             "detection": self._detection,
             "aggregation": self._aggregation,
             "snapshots": self._snapshots,
+            "health": self._health,
         }
         return [made[group]() for group in groups]
 
@@ -127,6 +130,18 @@ class StatusReader:
         place = PlaceStatus("rounds", 0, int(due), None, when_ms)
         return GroupStatus("snapshots", int(due), "snapshots", (), when_ms, rate, (place,))
 
+    def _health(self) -> GroupStatus:
+        """Its reports say who wrote them and when; nothing of what it reads has to be dealt with."""
+        for records in iter(lambda: self._beats.poll(0.0), []):
+            self._reports.take(records)
+        report = self._reports.newest
+        when_ms = report.time_ms if report else None
+        topic = self._federation.topics.health
+        ends = sum(self._bus.end_offset(Place(topic, n)) for n in range(self._bus.topics()[topic].partitions))
+        place = PlaceStatus("health", 0, 0, report.member if report else None, when_ms)
+        members = (report.member,) if report else ()
+        return GroupStatus("health", 0, "records of health", members, when_ms, self._rate("health", ends), (place,))
+
     def _single(self, group: str, to_do: int, end: int, of: str, last: Entry | None, topic: str) -> GroupStatus:
         """Return the status of a group with one place: whoever wrote its last commit held it then."""
         writer, when_ms = (last.commit.writer, last.commit.time_ms) if last else (None, None)
@@ -146,7 +161,7 @@ class StatusReader:
 
     def close(self) -> None:
         """Let go of the readers."""
-        close_all(*self._logs.values(), self._history)
+        close_all(*self._logs.values(), self._history, self._beats)
 
 
 def _said(metadata: str) -> tuple[str | None, int | None]:

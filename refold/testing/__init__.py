@@ -14,7 +14,7 @@ from refold.bus.clock import ManualClock
 from refold.bus.contract import Bus, Delivery, Producer, partition_for
 from refold.bus.topics import chunk_headers, event_headers, hint_header
 from refold.bus.wrapping import Wrapped
-from refold.consumers.server import GROUPS, Server
+from refold.consumers.server import DECIDING, Server
 from refold.federation import Federation
 from refold.producers.outbox import Parcel
 from refold.schemas.canonical import encode
@@ -103,7 +103,7 @@ class SteppedServer:
         self,
         federation: Federation,
         *,
-        groups: Sequence[str] = GROUPS,
+        groups: Sequence[str] = DECIDING,
         member: str = "stepped",
         clock: ManualClock | None = None,
     ) -> None:

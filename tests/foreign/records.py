@@ -114,6 +114,11 @@ def _with_identity(items: list[Any]) -> list[Any]:
     return [*items, [], [True, []]]
 
 
+def _without_kind(items: list[Any]) -> list[Any]:
+    """An alert did not say of what kind it was."""
+    return [*items, "", "", "", []]
+
+
 RAISES: dict[tuple[int, int], Raise] = {
     (11, 1): _with_density(),
     (12, 1): _with_density(),
@@ -131,6 +136,7 @@ RAISES: dict[tuple[int, int], Raise] = {
     (50, 1): _with_density(5),
     (50, 2): _with_identity,
     (51, 1): _with_density(11),
+    (73, 1): _without_kind,
 }
 """How the fields of a version become those of the next."""
 

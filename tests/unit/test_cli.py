@@ -277,6 +277,7 @@ def test_serve_status_names_every_group(in_folder: Shell) -> None:
         ("detection", 0),
         ("aggregation", 0),
         ("snapshots", 0),
+        ("health", 0),
     ]
 
 

@@ -1,0 +1,252 @@
+"""Group `health`: watches nodes, says in which state each is and why, and does what policy has for that. One member is active.
+
+A turn, in order:
+
+1. `accepted` is read: who takes part, with which keys, and which updates were refused for what they hold.
+2. `health` is read to its end, and what is believed is taken in. Silence is judged only once nothing is left to read: a group
+   that is behind would hold everyone for dead.
+3. Changes are written to `alerts`, and to `commands` where policy says so. A crash before this: the successor finds out anew.
+4. A signed report of all nodes is written to `health`, which is where people and other groups look.
+
+No position is kept. A new member reads the last minutes of `health` again, beats and reports, and goes on from there; what its
+predecessor has told already is not told twice. While there is no member, reports get old, and whoever reads them says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from refold.bus.clock import Clock
+from refold.bus.closing import close_all
+from refold.bus.contract import Bus, Place, Record
+from refold.bus.ledger import LedgerReader
+from refold.bus.topics import Topics, event_headers
+from refold.consumers.alerts import Alerts
+from refold.consumers.commands import send_command
+from refold.consumers.listening import Listener, sample_of
+from refold.consumers.monitoring.monitor import Monitor
+from refold.consumers.monitoring.node import Change
+from refold.consumers.monitoring.policy import HealthPolicy
+from refold.consumers.monitoring.reports import report_pages
+from refold.consumers.monitoring.telling import alerts_of, bus_alert
+from refold.consumers.reported import ReportReader
+from refold.consumers.roster import Roster
+from refold.consumers.standby import Standby
+from refold.schemas.canonical import decode, encode
+from refold.schemas.checks import Alert, BanClient
+from refold.schemas.errors import InvalidRecord
+from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
+from refold.schemas.keys import SigningKey
+from refold.schemas.reasons import blames
+from refold.schemas.updates import TRAIN, WATCHING, Heartbeat
+
+log = logging.getLogger("refold.health")
+
+LEAST_REPORT_S = 5.0
+MOST_READS = 200
+"""Polls of `health` in one turn: a flood must not keep the group from its other work."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """How a server watches.
+
+    Parameters
+    ----------
+    operator
+        Signs commands; without it the group only tells, whatever the policy.
+    """
+
+    policy: HealthPolicy = field(default_factory=HealthPolicy)
+    operator: SigningKey | None = None
+
+
+class Health(Standby):
+    """One member of the group."""
+
+    name = "health"
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        genesis: Genesis,
+        *,
+        member: str,
+        clock: Clock,
+        log_key: SigningKey | None,
+        settings: HealthSettings | None = None,
+    ) -> None:
+        super().__init__(
+            bus,
+            group=f"{topics.federation}.health",
+            topic=topics.rounds,
+            member=member,
+            start=lambda bus: Watcher(bus, topics, genesis, member, clock, log_key, settings or HealthSettings()),
+        )
+
+
+class Watcher:
+    """The member that holds the place."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        genesis: Genesis,
+        member: str,
+        clock: Clock,
+        log_key: SigningKey | None,
+        settings: HealthSettings,
+    ) -> None:
+        self._bus, self._topics, self._clock, self._member = bus, topics, clock, member
+        self._log_key, self._settings = log_key, settings
+        self._roster = Roster.of(genesis)
+        self._accepted = LedgerReader(bus, topics.accepted)
+        self._alerts = Alerts(bus, topics, clock)
+        self._producer = bus.producer()
+        self.listener = Listener()
+        self.monitor = Monitor(settings.policy, self._interval_s)
+        self._reported_s = clock.monotonic_s() - LEAST_REPORT_S
+        self._bus_was_silent = False
+        self._reports = ReportReader(genesis)
+        self._beats = bus.consumer()
+        self._places = [Place(topics.health, number) for number in range(bus.topics()[topics.health].partitions)]
+        self._beats.assign(self._places)
+        self._follow_log()
+        self._remember()
+
+    @property
+    def _interval_s(self) -> float:
+        return self._roster.plan.heartbeat_ms / 1000
+
+    def turn(self) -> bool:
+        """Take one turn; return whether anything was read."""
+        # 1. The log.
+        moved = self._follow_log()
+        # 2. Beats.
+        records, is_at_end = self._read()
+        now_s = self._clock.monotonic_s()
+        for beat in self.listener.believed(self._roster, _beats_in(records, self._topics.federation)):
+            if beat.activity != WATCHING:
+                self.monitor.take(sample_of(beat), now_s)
+        if not is_at_end:
+            return True
+        changes = self.monitor.tick(now_s)
+        # 3. What people and policy hear of it.
+        self._tell(changes)
+        self._act()
+        # 4. The report.
+        every_s = max(LEAST_REPORT_S, 2 * self._interval_s)
+        if changes or now_s - self._reported_s >= every_s:
+            self._report(now_s, every_s)
+        return moved or bool(records)
+
+    def _follow_log(self) -> bool:
+        entries = self._accepted.poll()
+        for entry in entries:
+            self._roster.fold(entry)
+            for event in entry.events:
+                if isinstance(event, UpdateAccepted | UpdateRejected) and event.origin.kind == TRAIN:
+                    refused = isinstance(event, UpdateRejected) and any(blames(reason) for reason in event.reasons)
+                    self.monitor.judged(event.origin.client, refused)
+        if entries:
+            self.monitor.interval_s = self._interval_s
+            if self._roster.required:
+                self.monitor.keep(self._roster.active)
+                self.listener.keep(self._roster)
+        return bool(entries)
+
+    def _read(self) -> tuple[list[Record], bool]:
+        """Return what is new in `health`, and whether that is all."""
+        found: list[Record] = []
+        for _ in range(MOST_READS):
+            records = self._beats.poll(0.0)
+            found += records
+            if not records:
+                break
+        return found, all(self._beats.position(place) >= self._bus.end_offset(place) for place in self._places)
+
+    def _remember(self) -> None:
+        """Read what was written to `health` before this member, as if it had been there; nothing of it is told again."""
+        wall_ms, now_s = self._clock.wall_ms(), self._clock.monotonic_s()
+        back_ms = int(max(self._settings.policy.window * self._interval_s, 4 * LEAST_REPORT_S) * 1000)
+        for place in self._places:
+            first = self._bus.offset_for_time(place, wall_ms - back_ms)
+            self._beats.seek(place, self._bus.end_offset(place) if first is None else first)
+        records: list[Record] = []
+        is_at_end = False
+        while not is_at_end:
+            more, is_at_end = self._read()
+            records = (records + more)[-200_000:]
+        self._reports.take(records)
+        last_s = now_s - back_ms / 1000
+        for record in sorted(records, key=lambda record: record.timestamp_ms):
+            # The bus's clock, made to run forward: what a writer's clock says may be anything.
+            at_s = min(now_s, max(last_s, now_s - (wall_ms - record.timestamp_ms) / 1000))
+            if at_s - last_s > self._interval_s / 4:
+                self.monitor.tick(at_s)
+                last_s = at_s
+            for beat in self.listener.believed(self._roster, _beats_in([record], self._topics.federation)):
+                if beat.activity != WATCHING:
+                    self.monitor.take(sample_of(beat), at_s)
+        self.monitor.tick(last_s)
+        self.monitor.resume(self._reports.nodes(), now_s)
+
+    def _tell(self, changes: Sequence[Change]) -> None:
+        round_, now_ms = self._roster.plan.round, self._clock.wall_ms()
+        told: list[Alert] = alerts_of(changes, round_, now_ms)
+        if self.monitor.bus_is_silent != self._bus_was_silent:
+            self._bus_was_silent = self.monitor.bus_is_silent
+            if self._bus_was_silent:
+                told.append(bus_alert(round_, now_ms))
+        if told:
+            self._alerts.write(told)
+
+    def _act(self) -> None:
+        """Command what policy has for nodes that were long in a state."""
+        policy, operator = self._settings.policy, self._settings.operator
+        if not policy.ban or operator is None:
+            return
+        for node in self.monitor.to_ban():
+            reason = f"health: {node.kind or node.state} for {node.beats_in_state} beats"
+            send_command(self._bus, self._topics, BanClient(node.client, reason), operator, self._clock)
+            node.is_banned = True
+            self._alerts.raise_(
+                node.client,
+                "error",
+                f"was banned: {reason}",
+                "`refold quarantine release` lets it in again",
+                self._roster.plan.round,
+                kind="banned",
+            )
+
+    def _report(self, now_s: float, every_s: float) -> None:
+        self._reported_s = now_s
+        wall_ms = self._clock.wall_ms()
+        for report in report_pages(
+            self.monitor, self._topics.federation, self._member, now_s, wall_ms, int(every_s * 1000), self._log_key
+        ):
+            headers = event_headers(
+                "HealthReport", source=self._topics.health, subject=self._member, identity=str(report.page), time_ms=wall_ms
+            )
+            self._producer.send(self._topics.health, encode(report), partition=0, headers=headers)
+        self._producer.flush()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        close_all(self._accepted, self._beats, self._alerts, self._producer)
+
+
+def _beats_in(records: Sequence[Record], federation: str) -> list[Heartbeat]:
+    found = []
+    for record in records:
+        try:
+            beat = decode(record.value or b"")
+        except InvalidRecord:
+            continue
+        if isinstance(beat, Heartbeat) and beat.federation == federation:
+            found.append(beat)
+    return found

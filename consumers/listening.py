@@ -1,0 +1,121 @@
+"""Which beats the health group believes: those signed by a key of their client's, each newer than the last.
+
+Hearing, which detection does, needs to know no more than that a client lives, and checks one beat of two. Here what a beat says
+counts too, so every one is checked, but of what came in one client's name since the last look only the newest few.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from refold.consumers.monitoring.readings import Sample
+from refold.consumers.roster import Roster
+from refold.schemas.keys import HEARTBEAT_TAG, verify
+from refold.schemas.updates import WATCHING, Heartbeat, heartbeat_digest
+
+MOST_AT_ONCE = 4
+MOST_LOOKED_AT = 256
+"""Beats of one client that are believed, and looked at, in one turn: a flood in its name costs 20 ms of it and no more."""
+
+Place = tuple[tuple[int, bytes], int]
+NEVER: Place = ((-1, b""), -1)
+NEAR = 16
+Who = tuple[str, bool]
+"""A client, or who watches its logs beside it."""
+
+
+@dataclass(slots=True)
+class Listener:
+    """Believes beats, or counts why not: ``unknown``, ``old``, ``flood``, ``unsigned``, ``forged``."""
+
+    ignored: Counter[str] = field(default_factory=Counter)
+    _last: dict[Who, Place] = field(default_factory=dict)
+
+    def believed(self, roster: Roster, beats: Iterable[Heartbeat]) -> Iterator[Heartbeat]:
+        """Yield the beats that count, those of one client in their order."""
+        of: dict[Who, list[Heartbeat]] = {}
+        for beat in beats:
+            if roster.required and beat.client not in roster.active:
+                self.ignored["unknown"] += 1
+            else:
+                who = (beat.client, beat.activity == WATCHING)
+                of.setdefault(who, []).append(beat)
+        for who, found in of.items():
+            yield from self._of_one(roster, who, found)
+
+    def _of_one(self, roster: Roster, who: Who, beats: list[Heartbeat]) -> Iterator[Heartbeat]:
+        """Yield the newest few that hold. Forged ones are passed over and cannot crowd an honest one out, up to a bound."""
+        held: list[Heartbeat] = []
+        looked = 0
+        for beat in sorted(beats, key=lambda beat: self._is_expected(who, beat), reverse=True):
+            if len(held) == MOST_AT_ONCE or looked == MOST_LOOKED_AT:
+                break
+            looked += 1
+            fault = self._fault(roster, who, beat)
+            self.ignored[fault] += bool(fault)
+            if not fault:
+                held.append(beat)
+        self.ignored["flood"] += len(beats) - looked
+        for beat in sorted(held, key=_place):
+            if _place(beat) > self._last.get(who, NEVER):  # Two may have one number.
+                self._last[who] = _place(beat)
+                yield beat
+
+    def _is_expected(self, who: Who, beat: Heartbeat) -> tuple[bool, Place]:
+        """Return what those are sorted by that are likely to hold: next to the last one that held, then new."""
+        session, number = self._last.get(who, NEVER)
+        place = _place(beat)
+        return place[0] == session and number < place[1] <= number + NEAR, place
+
+    def _fault(self, roster: Roster, who: Who, beat: Heartbeat) -> str:
+        if _place(beat) <= self._last.get(who, NEVER):
+            return "old"
+        if not roster.required:
+            return ""
+        standing = roster.clients[beat.client]
+        public = standing.keys.valid.get(beat.key_id)
+        if public is None or not beat.signature:
+            return "unsigned"
+        return "" if verify(public, HEARTBEAT_TAG, heartbeat_digest(beat), beat.signature) else "forged"
+
+    def keep(self, roster: Roster) -> None:
+        """Forget clients that may no longer take part."""
+        if roster.required:
+            self._last = {who: place for who, place in self._last.items() if who[0] in roster.active}
+
+
+def sample_of(beat: Heartbeat) -> Sample:
+    """Return a beat in the units in which nodes are watched."""
+    said = beat.condition
+    session, clock_s = (beat.session_index, beat.session_nonce), beat.client_time_ms / 1000
+    if said is None:
+        return Sample(beat.client, session, beat.beat, clock_s, beat.activity, beat.round)
+    progress, log = said.progress, said.log
+    steps, loss, age_s = None, None, 0.0
+    if progress is not None:
+        loss = float("inf") if progress.diverged else progress.loss
+        age_s = progress.age_ms / 1000
+        if progress.batch is not None:
+            steps = float(progress.batch + (progress.epoch or 0) * (progress.batches or 0))
+        elif progress.epoch is not None:
+            steps = float(progress.epoch)
+    return Sample(
+        beat.client,
+        session,
+        beat.beat,
+        clock_s,
+        beat.activity,
+        beat.round,
+        dict(said.measures),
+        said.left_out,
+        steps,
+        age_s,
+        loss,
+        log.errors if log else None,
+    )
+
+
+def _place(beat: Heartbeat) -> Place:
+    return (beat.session_index, beat.session_nonce), beat.beat
