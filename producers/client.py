@@ -20,6 +20,7 @@ from refold.producers.heartbeat import HeartbeatThread
 from refold.producers.history import History
 from refold.producers.opening import say_how_clients_are_known, wait_until_open
 from refold.producers.outbox import Outbox
+from refold.producers.own_tensors import OwnTensors
 from refold.producers.privacy import Privacy, PrivateUpdates
 from refold.producers.publisher import Publisher
 from refold.producers.residual import Residual
@@ -93,6 +94,7 @@ class Client:
         )
         self._residual = Residual(outbox.folder, topics.federation, name, private=privacy is not None)
         self.witness = Witness(outbox.folder, topics.federation, name, clock=self._clock)
+        self.own = OwnTensors(outbox.folder, topics.federation, name)
         self._sealer = Sealer(topics.federation, name, required=sealed)
         self._history = History(
             bus,

@@ -70,7 +70,7 @@ def code(
     delta = delta_of(base, local, plan=planned, divisor=plan.sigma_divisor, exact=plan.codec != GRID)
     if plan.codec == FLOAT32:
         floats = [a * 2.0**-t.exponent if t.is_float else a for a, t in zip(delta.arrays, base.schema.tensors, strict=True)]
-        arrays = [a.astype("f4") if a.dtype.kind == "f" else a for a in floats]
+        arrays = [a.astype("f4") if t.width == 32 else a for a, t in zip(floats, base.schema.tensors, strict=True)]
         chunks = tuple(encode_floats(arrays, layout, max_chunk_bytes=max_chunk_bytes))
     else:
         chunks = tuple(encode_integers(delta.arrays, layout, max_chunk_bytes=max_chunk_bytes))

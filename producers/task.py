@@ -97,7 +97,7 @@ class Task:
 
     @property
     def identity(self) -> tuple[str, str, int, bytes]:
-        """What tells this task from all others: federation, client, round, and the digest of the parameters given."""
+        """What tells this task from all others: federation, client, round, and the digest of the round's parameters."""
         return (self._client.federation, self._client.name, self.round, self.state.parameters_digest)
 
     def checkpoint(self, *, gradients: bool = False, **parts: Any) -> ClientCheckpoint:
@@ -114,12 +114,12 @@ class Task:
         return made
 
     def numpy(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the base parameters as arrays of their own."""
-        return self.state.numpy()
+        """Return the base parameters as arrays of their own; of private tensors those that this client trained last."""
+        return self._client.own.in_place_of(self.state).numpy()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the base parameters as torch tensors, for ``load_state_dict``."""
-        return self.state.torch()
+        """Return what `numpy` returns as torch tensors, for ``load_state_dict``."""
+        return self._client.own.in_place_of(self.state).torch()
 
     def submit(self, state: Mapping[str, Any], *, num_examples: int, metrics: Mapping[str, float] | None = None) -> Receipt:
         """Send what training made of the parameters: arrays or tensors by name.
@@ -139,6 +139,7 @@ class Task:
         if not 1 <= operator.index(num_examples) < 2**31:
             raise UsageError(f"num_examples is {num_examples}, not 1 to 2^31 − 1", round=self.round)
         coded = self._client.coded(self, state)
+        self._client.own.keep(self.state.schema, state)
         body = self._client.body(self, TRAIN, num_examples, metrics or {}, coded.chunks, coded.exponents, "", coded.sealing)
         return self._sent(body, coded.chunks, coded.unsent)
 

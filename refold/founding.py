@@ -66,7 +66,8 @@ def create(
     Parameters
     ----------
     initial
-        Round 0: arrays or tensors by name, float32 or integers, as ``model.state_dict()`` gives them.
+        Round 0: arrays or tensors by name, of 32- or 16-bit floats or integers, as ``model.state_dict()`` gives them. Torch
+        tensors that share their memory, such as tied weights, are one tensor under several names.
     optimizer
         The server's; FedAvg if None.
     snapshots
@@ -83,7 +84,9 @@ def create(
     partitions
         Of the topics that are spread over clients.
     rules
-        How integer tensors combine, by name: ``max``, ``sum`` or ``last``.
+        What a round does with a tensor, by its name or a pattern such as ``*.running_*``: ``frozen`` keeps it as it is,
+        ``private`` leaves each client its own; of integer tensors it takes the ``max`` (the default), the ``sum`` of the
+        changes, or the ``last`` value.
     security
         How a Kafka cluster is spoken to; see `refold.connect`.
 

@@ -69,7 +69,7 @@ class Layout:
     sizes
         Elements of each tensor.
     widths
-        Bits of each tensor's elements: 32 for float tensors (lattice integers), 64 for integer tensors.
+        Bits of each tensor's elements: 32 for float tensors (lattice integers, or bits), 64 for integer tensors.
     """
 
     def __init__(self, sizes: Sequence[int], widths: Sequence[int]) -> None:
@@ -83,7 +83,7 @@ class Layout:
     @classmethod
     def of(cls, schema: ModelSchema) -> Layout:
         """Return the layout of a model's parameters."""
-        return _cached(tuple(t.size for t in schema.tensors), tuple(32 if t.is_float else 64 for t in schema.tensors))
+        return _cached(tuple(t.size for t in schema.tensors), tuple(t.width for t in schema.tensors))
 
     @classmethod
     def of_slots(cls, schema: ModelSchema, names: Sequence[str]) -> Layout:

@@ -89,7 +89,12 @@ class Counters:
     _last: dict[int, int] = field(default_factory=dict)
 
     def add(self, block: Block, integers: Integers, index: int) -> None:
-        """Combine one update's block with what came before; `index` is where its verdict lies in the log."""
+        """Combine one update's block with what came before; `index` is where its verdict lies in the log.
+
+        Blocks that no round changes are passed over.
+        """
+        if self.schema.tensors[block.tensor].is_fixed:
+            return
         held, rule = self.sums.get(block.index), self.schema.tensors[block.tensor].rule
         if held is None:
             self.sums[block.index] = integers.astype(np.int64)

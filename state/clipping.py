@@ -83,13 +83,14 @@ def _noised(
     found = np.empty(tensor.size, np.float32)
     for part in _parts(tensor.size):
         change = _change(base, index, values, part)
-        held = from_lattice(base.parameters[index][part], tensor.exponent)
+        held = from_lattice(base.parameters[index][part], tensor.exponent, tensor.dtype)
         found[part] = held + (change * scale + normal(len(change)) * sigma)
     return found.reshape(tensor.shape)
 
 
 def _change(base: ModelState, index: int, values: npt.NDArray[Any], part: slice) -> npt.NDArray[np.float64]:
-    held = from_lattice(base.parameters[index][part], base.schema.tensors[index].exponent)
+    tensor = base.schema.tensors[index]
+    held = from_lattice(base.parameters[index][part], tensor.exponent, tensor.dtype)
     change: npt.NDArray[np.float64] = np.subtract(values.reshape(-1)[part], held, dtype=np.float64)
     return change
 

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from refold.schemas.codec import decode_floats, decode_integers
-from refold.schemas.errors import InvalidRecord
+from refold.schemas.errors import InvalidRecord, UsageError
 from refold.schemas.layout import Block, Integers, Layout
-from refold.schemas.model import ModelSchema, TensorSchema
+from refold.schemas.model import FROZEN, ModelSchema, TensorSchema
 from refold.schemas.topk import decode_sparse
 from refold.schemas.updates import CODECS
-from refold.state.lattice import Floats, from_lattice, limits
+from refold.state.halves import to_bits
+from refold.state.lattice import from_lattice, limits
 from refold.state.model_state import ModelState
 from refold.state.tensors import to_numpy
 
@@ -34,7 +35,7 @@ class Delta:
     """A client's change: flat arrays for each tensor of the schema, and the exponent k of each.
 
     Float tensors are int32 in units of 2^k lattice steps; integer tensors are int64, the change where the rule is ``sum``, the
-    value where it is ``max`` or ``last``.
+    value where it is ``max`` or ``last``. Tensors that no round changes are zeros.
     """
 
     arrays: list[Integers]
@@ -58,7 +59,7 @@ def delta_of(
     Raises
     ------
     UsageError
-        The tensors are not the model's.
+        The tensors are not the model's, or a frozen one was changed.
     InvalidRecord
         ``not-finite`` or ``out-of-range``.
     """
@@ -66,21 +67,39 @@ def delta_of(
     found: list[Integers] = []
     exponents: list[int] = []
     for index, tensor in enumerate(base.schema.tensors):
-        values = arrays[tensor.name].reshape(-1)
         held = base.parameters[index]
+        values = arrays[tensor.name].reshape(-1) if tensor.tied_to is None else held
         if tensor.is_float:
             low, high = exponent_window(plan[index] if plan else None)
-            k = 0 if exact else fit_exponent(spread(values, held, tensor.exponent), divisor=divisor, low=low, high=high)
+            k = 0 if exact else _fitted(tensor, values, held, divisor, low, high)
             found.append(_named(tensor, values, held, k))
             exponents.append(k)
         else:
-            wide = values.astype(np.int64)
-            found.append(wide - held if tensor.rule == "sum" else wide)
+            found.append(_counted(tensor, values, held))
             exponents.append(0)
     return Delta(found, tuple(exponents))
 
 
-def delta_integers(local: Floats, lattice: Integers, exponent: int, k: int) -> npt.NDArray[np.int32]:
+def _counted(tensor: TensorSchema, values: npt.NDArray[Any], held: Integers) -> Integers:
+    """Return what is sent of a tensor that is not on the lattice.
+
+    Raises
+    ------
+    UsageError
+        A frozen tensor was changed.
+    """
+    if tensor.rule == FROZEN and not np.array_equal(to_bits(values, tensor.dtype) if tensor.width == 32 else values, held):
+        hint = "keep training from changing it, or let every client have its own: the rule `private`"
+        raise UsageError(f"tensor {tensor.name!r} is frozen, and was changed", hint=hint, tensor=tensor.name)
+    if tensor.is_fixed or tensor.tied_to is not None:
+        return np.zeros_like(held)
+    wide = values.astype(np.int64)
+    return wide - held if tensor.rule == "sum" else wide
+
+
+def delta_integers(
+    local: npt.NDArray[Any], lattice: Integers, exponent: int, k: int, dtype: str = "float32"
+) -> npt.NDArray[np.int32]:
     """Return ``rint((local − value(lattice)) · 2^(exponent − k))``, computed in float64 block by block.
 
     Raises
@@ -90,7 +109,7 @@ def delta_integers(local: Floats, lattice: Integers, exponent: int, k: int) -> n
     """
     found = np.empty(local.size, np.int32)
     for part in _parts(local.size):
-        change = local[part].astype(np.float64) - from_lattice(lattice[part], exponent)
+        change = local[part].astype(np.float64) - from_lattice(lattice[part], exponent, dtype)
         found[part] = grid_of(change, exponent, k)
     return found
 
@@ -112,11 +131,11 @@ def grid_of(change: npt.NDArray[np.floating[Any]], exponent: int, k: int = 0) ->
     return scaled.astype(np.int32)
 
 
-def spread(local: Floats, lattice: Integers, exponent: int) -> float:
+def spread(local: npt.NDArray[Any], lattice: Integers, exponent: int, dtype: str = "float32") -> float:
     """Return the root mean square of the change in lattice steps; infinite or NaN where the values are."""
     total = 0.0
     for part in _parts(local.size):
-        change = local[part].astype(np.float64) - from_lattice(lattice[part], exponent)
+        change = local[part].astype(np.float64) - from_lattice(lattice[part], exponent, dtype)
         total += float(np.dot(change, change))
     return math.sqrt(total / local.size) * 2.0**exponent if local.size else 0.0
 
@@ -156,7 +175,7 @@ def _blocks(
 def _snapped(chunks: Iterable[bytes | memoryview], layout: Layout, schema: ModelSchema) -> Iterator[tuple[Block, Integers]]:
     for block, values in decode_floats(chunks, layout):
         tensor = schema.tensors[block.tensor]
-        yield block, grid_of(values, tensor.exponent) if tensor.is_float else values
+        yield block, grid_of(values, tensor.exponent) if tensor.width == 32 else values
 
 
 def check_exponents(codec: str, exponents: Sequence[int], schema: ModelSchema) -> None:
@@ -188,6 +207,8 @@ def check_range(tensor: TensorSchema, integers: Integers, k: int) -> None:
     low, high = int(integers.min(initial=0)), int(integers.max(initial=0))
     if tensor.is_float:
         sound = max(-low, high) < 1 << (RANGE_BITS - k)
+    elif tensor.is_fixed:
+        sound = low == high == 0
     elif tensor.rule == "sum":
         least, most = limits(tensor)
         sound = least - most <= low and high <= most - least and -(1 << 53) < low <= high < 1 << 53
@@ -198,9 +219,13 @@ def check_range(tensor: TensorSchema, integers: Integers, k: int) -> None:
         raise InvalidRecord("out-of-range", f"tensor {tensor.name!r}: integers from {low} to {high}", tensor=tensor.name)
 
 
-def _named(tensor: TensorSchema, values: Floats, held: Integers, k: int) -> Integers:
+def _fitted(tensor: TensorSchema, values: npt.NDArray[Any], held: Integers, divisor: int, low: int, high: int) -> int:
+    return fit_exponent(spread(values, held, tensor.exponent, tensor.dtype), divisor=divisor, low=low, high=high)
+
+
+def _named(tensor: TensorSchema, values: npt.NDArray[Any], held: Integers, k: int) -> Integers:
     try:
-        return delta_integers(values, held, tensor.exponent, k)
+        return delta_integers(values, held, tensor.exponent, k, tensor.dtype)
     except InvalidRecord as error:
         raise InvalidRecord(error.reason, f"tensor {tensor.name!r}: {error.message}", tensor=tensor.name) from error
 

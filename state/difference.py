@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from refold.schemas.errors import UsageError
 from refold.schemas.layout import Integers, block_length
+from refold.schemas.model import TensorSchema
+from refold.state.halves import from_bits
 from refold.state.model_state import ModelState
 
 Values = npt.NDArray[np.float64]
@@ -91,14 +93,21 @@ def differences_to(left: ModelState, arrays: Mapping[str, npt.NDArray[Any]]) -> 
 
 def _tensors(state: ModelState) -> dict[str, _Tensor]:
     found = {
-        tensor.name: _of_integers(tensor.dtype, tensor.shape, integers, tensor.exponent if tensor.is_float else 0)
+        tensor.name: _of_tensor(tensor, integers)
         for tensor, integers in zip(state.schema.tensors, state.parameters, strict=True)
+        if tensor.tied_to is None
     }
     for slot, arrays in state.slots.items():
         for tensor, integers, exponent in zip(state.schema.tensors, arrays, state.slot_exponents[slot], strict=True):
             if tensor.is_float:
                 found[f"{slot}/{tensor.name}"] = _of_integers("int32", tensor.shape, integers, exponent)
     return found
+
+
+def _of_tensor(tensor: TensorSchema, integers: Integers) -> _Tensor:
+    if tensor.width == 32 and not tensor.is_float:
+        return _Tensor(tensor.dtype, tensor.shape, integers, lambda part: from_bits(part, tensor.dtype).astype(np.float64))
+    return _of_integers(tensor.dtype, tensor.shape, integers, tensor.exponent)
 
 
 def _of_integers(dtype: str, shape: tuple[int, ...], integers: Integers, exponent: int) -> _Tensor:

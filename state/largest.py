@@ -35,7 +35,8 @@ class SparseDelta:
     Parameters
     ----------
     tensors
-        For each tensor of the schema: `Entries` in units of 2^k lattice steps, or a whole int64 array.
+        For each tensor of the schema: `Entries` in units of 2^k lattice steps (none of a float that no round changes), or a
+        whole int64 array.
     exponents
         k of each tensor.
     unsent
@@ -87,7 +88,7 @@ def sparse_delta(
     unsent: list[npt.NDArray[np.int32]] = []
     for index, (tensor, array) in enumerate(zip(base.schema.tensors, change.arrays, strict=True)):
         if not tensor.is_float:
-            tensors.append(array)
+            tensors.append(array if tensor.width == 64 else Entries(np.zeros(0, np.int64), np.zeros(0, np.int32)))
             exponents.append(0)
             unsent.append(np.zeros(0, np.int32))
             continue

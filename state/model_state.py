@@ -14,7 +14,8 @@ import numpy.typing as npt
 from refold.schemas.digests import StateTree, parameters_nodes, slots_nodes
 from refold.schemas.errors import IntegrityError, UsageError
 from refold.schemas.layout import Integers
-from refold.schemas.model import ModelSchema
+from refold.schemas.model import ModelSchema, TensorSchema
+from refold.state.halves import from_bits, to_bits
 from refold.state.lattice import from_lattice, limits, to_lattice
 from refold.state.tensors import schema_of, to_numpy
 
@@ -31,7 +32,8 @@ class ModelState:
     round
         The round whose state this is.
     parameters
-        int32 for float tensors (value = integer · 2^-exponent), int64 for integer tensors.
+        int32 for float tensors (value = integer · 2^-exponent; the float's bits where no round changes it), int64 for integer
+        tensors. A tied tensor has none.
     slots
         For each optimizer slot, in the optimizer's order, its int32 arrays (empty for integer tensors). No slots before the
         first applied round.
@@ -67,7 +69,9 @@ class ModelState:
         return self.tree(slots=False).parameters_digest
 
     def numpy(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the parameters in their dtypes and shapes, in the schema's order.
+        """Return the parameters in their dtypes and shapes, in the schema's order; tied names share one array.
+
+        A bfloat16 comes as float32, which holds each of its values: NumPy has none.
 
         Raises
         ------
@@ -76,18 +80,22 @@ class ModelState:
         """
         arrays: dict[str, npt.NDArray[Any]] = {}
         for tensor, integers in zip(self.schema.tensors, self.parameters, strict=True):
-            if tensor.is_float:
-                values: npt.NDArray[Any] = from_lattice(integers, tensor.exponent)
+            if tensor.tied_to is None:
+                arrays[tensor.name] = self._values(tensor, integers).reshape(tensor.shape)
             else:
-                low, high = limits(tensor)
-                if integers.size and not low <= int(integers.min()) <= int(integers.max()) <= high:
-                    raise IntegrityError(f"values outside {tensor.dtype}", round=self.round, tensor=tensor.name)
-                values = integers.astype(tensor.dtype)
-            arrays[tensor.name] = values.reshape(tensor.shape)
+                arrays[tensor.name] = arrays[self.schema.tensors[tensor.tied_to].name]
         return arrays
 
+    def _values(self, tensor: TensorSchema, integers: Integers) -> npt.NDArray[Any]:
+        if tensor.is_float:
+            return from_lattice(integers, tensor.exponent, tensor.dtype)
+        low, high = limits(tensor)
+        if integers.size and not low <= int(integers.min()) <= int(integers.max()) <= high:
+            raise IntegrityError(f"values outside {tensor.dtype}", round=self.round, tensor=tensor.name)
+        return from_bits(integers, tensor.dtype) if tensor.width == 32 else integers.astype(tensor.dtype)
+
     def torch(self) -> dict[str, torch.Tensor]:
-        """Return the parameters as torch tensors, ready for ``load_state_dict``.
+        """Return the parameters as torch tensors, ready for ``load_state_dict``; tied names share one tensor.
 
         Raises
         ------
@@ -98,10 +106,16 @@ class ModelState:
             import torch
         except ImportError as error:
             raise UsageError("torch is not installed", hint="pip install 'refold[torch]'") from error
-        return {name: torch.from_numpy(array) for name, array in self.numpy().items()}
+        made: dict[str, torch.Tensor] = {}
+        for tensor, array in zip(self.schema.tensors, self.numpy().values(), strict=True):
+            if tensor.tied_to is None:
+                made[tensor.name] = torch.from_numpy(array).to(getattr(torch, tensor.dtype))
+            else:
+                made[tensor.name] = made[self.schema.tensors[tensor.tied_to].name]
+        return made
 
     def safetensors(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters as a safetensors file, whole or not at all.
+        """Write the parameters, as `numpy` gives them, as a safetensors file, whole or not at all.
 
         A crash before 3. leaves at most ``PATH.tmp``; what was at `path` stays until then.
         """
@@ -148,9 +162,18 @@ def lattice_arrays(state: Mapping[str, Any], schema: ModelSchema) -> list[Intege
     arrays = to_numpy(state, schema)
     found: list[Integers] = []
     for tensor in schema.tensors:
+        if tensor.tied_to is not None:
+            found.append(np.zeros(0, np.int32 if tensor.width == 32 else np.int64))
+            continue
         flat = arrays[tensor.name].reshape(-1)
         try:
-            found.append(to_lattice(flat, tensor.exponent) if tensor.is_float else flat.astype(np.int64))
+            found.append(_integers(tensor, flat))
         except OverflowError as error:
             raise UsageError(f"tensor {tensor.name!r}: {error}", tensor=tensor.name) from error
     return found
+
+
+def _integers(tensor: TensorSchema, flat: npt.NDArray[Any]) -> Integers:
+    if tensor.is_float:
+        return to_lattice(flat, tensor.exponent)
+    return to_bits(flat, tensor.dtype) if tensor.width == 32 else flat.astype(np.int64)

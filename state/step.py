@@ -152,9 +152,9 @@ class _Tensor:
     blocks: list[Block]
 
     def counters(self, step: Step) -> Void | None:
-        """Fill in an integer tensor by its rule."""
-        change: Integers = np.zeros(self.tensor.size, np.int64)
-        for block in self.blocks:
+        """Fill in a tensor that is not on the lattice by its rule."""
+        change: Integers = np.zeros(self.tensor.size, np.int32 if self.tensor.width == 32 else np.int64)
+        for block in self.blocks if not self.tensor.is_fixed else ():
             held = self.state.parameters[self.index][block.elements]
             asked = self.aggregate.take(block)
             if self.tensor.rule == "max":

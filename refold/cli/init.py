@@ -38,7 +38,12 @@ from refold.state.optimizers import OPTIMIZERS, from_settings
 @click.option("--codec", type=click.Choice(CODECS), default="grid", show_default=True, help="Of deltas.")
 @click.option("--density", type=float, help="Share of the parameters that an update carries with topk.  [0.01]")
 @click.option("--config", metavar="NAME=VALUE", multiple=True, help="A setting that every task carries, such as epochs=2.")
-@click.option("--rule", metavar="TENSOR=RULE", multiple=True, help="How an integer tensor combines: max, sum or last.")
+@click.option(
+    "--rule",
+    metavar="TENSOR=RULE",
+    multiple=True,
+    help="max, sum or last (integers), frozen or private; TENSOR may be a pattern.",
+)
 @click.option("--snapshot-every", type=int, default=10, show_default=True, help="Rounds between snapshots.")
 @click.option("--snapshot-keep", type=int, default=3, show_default=True, help="Snapshots kept, the initial state besides.")
 @click.option("--defence", type=click.Choice(DEFENCES), default="all", show_default=True, help="What judges updates.")

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from refold.schemas.errors import IntegrityError, UsageError
+from refold.schemas.errors import IntegrityError, InvalidRecord, UsageError
+from refold.schemas.model import ModelSchema, TensorSchema
 from refold.state.lattice import choose_exponent, from_lattice, limits, to_lattice
 from refold.state.model_state import initial_state
 from refold.state.tensors import schema_of, to_numpy
@@ -24,8 +26,8 @@ class Tensor:
         return self
 
     def numpy(self) -> np.ndarray:
-        if self.dtype == "torch.bfloat16":
-            raise TypeError("Got unsupported ScalarType BFloat16")
+        if self.dtype == "torch.complex32":
+            raise TypeError("Got unsupported ScalarType ComplexHalf")
         return self.array
 
 
@@ -88,12 +90,11 @@ def test_integer_tensors_take_the_maximum_unless_told_otherwise() -> None:
     ("value", "word"),
     [
         (np.ones(2), "float64"),
-        (np.ones(2, np.float16), "float16"),
         (np.ones(2, np.complex64), "complex64"),
         (np.array([object()]), "object"),
         (np.array(["x"]), "str"),
         (np.ones(2, np.uint32), "uint32"),
-        (Tensor(np.ones(1), "torch.bfloat16"), "bfloat16"),
+        (Tensor(np.ones(1), "torch.complex32"), "complex32"),
         ([1.0], "list"),
     ],
 )
@@ -154,6 +155,50 @@ def test_a_safetensors_file_holds_the_state_and_replaces_the_old_whole(tmp_path:
     assert [found.name for found in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_floats_of_16_bits_are_rounded_once_from_what_the_lattice_holds(dtype: str, bits: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    edges = [sign * (1 << k) + add for k in range(12, 31) for sign in (1, -1) for add in (-1, 0, 1)]
+    halfway = [(1 << k) + (1 << (k - bits)) + add for k in range(12, 30) for add in (-1, 0, 1)]
+    integers = np.array([*edges, *halfway, *rng.integers(-(2**31) + 1, 2**31, 2000)], np.int32)
+    for integer, value in zip(integers.tolist(), from_lattice(integers, 22, dtype).tolist(), strict=True):
+        drop = max(0, abs(integer).bit_length() - bits)
+        kept, left = divmod(abs(integer), 1 << drop)
+        kept += 2 * left > 1 << drop or (2 * left == 1 << drop and kept % 2 == 1)
+        assert value == math.copysign((kept << drop) / 2**22, integer), integer
+
+
+def test_floats_of_16_bits_keep_their_dtype_and_stay_finite() -> None:
+    state = initial_state({"w": np.array([1.5, -65504, 6e-8], np.float16)})
+    assert state.numpy()["w"].dtype == np.float16
+    assert state.numpy()["w"].tolist()[:2] == [1.5, -65504]
+    low, high = limits(state.schema.tensors[0])
+    assert np.isfinite(from_lattice(np.array([low, high]), state.schema.tensors[0].exponent, "float16")).all()
+
+
+@pytest.mark.parametrize("rule", ["frozen", "private"])
+def test_what_no_round_changes_is_kept_bit_by_bit(rule: str, tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {
+        "a.w": np.array([1e-30, np.inf, -0.0, 3.3333333], np.float32),
+        "a.h": np.array([6e-8, np.nan], np.float16),
+        "a.n": np.array([-(2**63), 2**63 - 1]),
+        "b.w": np.ones(3, np.float32),
+    }
+    state = initial_state(tensors, {"a.*": rule})
+    assert [tensor.rule for tensor in state.schema.tensors] == [rule, rule, rule, "mean"]
+    assert {name: array.tobytes() for name, array in state.numpy().items()} == {n: a.tobytes() for n, a in tensors.items()}
+    state.safetensors(tmp_path / "it.safetensors")
+    assert safetensors.numpy.load_file(tmp_path / "it.safetensors")["a.w"].tobytes() == tensors["a.w"].tobytes()
+
+
+def test_a_name_counts_before_patterns_and_a_pattern_that_fits_nothing_is_refused() -> None:
+    state = {name: np.ones(1, np.float32) for name in ("a.x", "a.y", "b.x")}
+    rules = {"a.*": "frozen", "*.x": "private", "a.x": "mean"}
+    assert [tensor.rule for tensor in schema_of(state, rules).tensors] == ["mean", "frozen", "private"]
+    with pytest.raises(UsageError, match=r"lacks: c\.\*"):
+        schema_of(state, {"c.*": "frozen"})
+
+
 @pytest.mark.torch
 def test_torch_gets_tensors_that_a_module_can_load() -> None:
     torch = pytest.importorskip("torch")
@@ -161,3 +206,37 @@ def test_torch_gets_tensors_that_a_module_can_load() -> None:
     state = initial_state(module.state_dict())
     module.load_state_dict(state.torch())
     assert state.schema.tensors[-1].rule == "max"
+
+
+@pytest.mark.torch
+def test_tied_tensors_of_16_bits_come_back_tied_and_are_kept_once() -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 4), "head": torch.nn.Linear(4, 5, bias=False)}).bfloat16()
+    module["head"].weight = module["embed"].weight
+    state = initial_state(module.state_dict())
+    assert [(t.dtype, t.rule, t.size) for t in state.schema.tensors] == [("bfloat16", "mean", 20), ("bfloat16", "tied:0", 0)]
+    assert state.schema.size == 20
+    held = state.torch()
+    assert held["head.weight"] is held["embed.weight"]
+    assert held["head.weight"].dtype == torch.bfloat16
+    assert torch.equal(held["embed.weight"], module["embed"].weight)
+    arrays = state.numpy()
+    assert arrays["head.weight"] is arrays["embed.weight"]
+    module.load_state_dict(held)
+    with torch.no_grad():
+        other = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        other["head.weight"] += 1
+    with pytest.raises(UsageError, match=r"'head.weight' is 'embed.weight' under another name, and differs"):
+        to_numpy(other, state.schema)
+    with pytest.raises(UsageError, match="give the rule to that one"):
+        schema_of(module.state_dict(), {"head.weight": "frozen"})
+
+
+@pytest.mark.parametrize(
+    ("place", "rule"), [(1, "tied:1"), (1, "tied:2"), (2, "tied:1"), (0, "tied:2"), (1, "tied:00"), (1, "tied:"), (1, "odd")]
+)
+def test_a_tie_to_itself_to_a_later_to_a_tied_or_to_no_tensor_is_refused(place: int, rule: str) -> None:
+    rules = ["mean", "tied:0", "mean"]
+    rules[place] = rule
+    with pytest.raises(InvalidRecord):
+        ModelSchema(tuple(TensorSchema(f"t{n}", "float32", (2,), 0, said) for n, said in enumerate(rules)))
