@@ -102,12 +102,14 @@ def _second_for_its_round(standing: Standing, others: Iterable[Pending], body: U
 
 
 def _timing(roster: Roster, lineage: Lineage, body: UpdateBody, everyone: bool) -> str:
-    staleness = roster.closed - body.base_round
     known = lineage.parameters_digest(body.base_round)
-    if staleness < 0 or known is None:
+    if body.base_round > roster.closed or known is None:
         return "future-base"
     if known != body.base_digest:
         return "wrong-base"
+    staleness = roster.branches.staleness(body.base_round)
+    if staleness is None:
+        return "abandoned-branch"
     if roster.genesis.defence.mode == "none":
         return ""
     if staleness > roster.plan.max_staleness:

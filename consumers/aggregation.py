@@ -38,6 +38,7 @@ from refold.schemas.events import (
     Genesis,
     Receipt,
     Receipts,
+    RolledBack,
     RoundClosed,
     RoundCommitted,
     UpdateAccepted,
@@ -47,6 +48,7 @@ from refold.schemas.identity import ClientNotices
 from refold.schemas.keys import SigningKey
 from refold.schemas.payload import Payload
 from refold.schemas.reasons import REASONS
+from refold.schemas.rollback import ROLLED_BACK
 from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
 from refold.state.step import Step, Void, compute_step
@@ -165,6 +167,8 @@ class _Active:
                     events.append(_opened(event))
                 case RoundClosed():
                     events.append(self._make_round(event))
+                case RolledBack():
+                    events += [event, self._reopened(event)]
                 case FederationEnded() | ClientKeyed() | ClientErased():
                     events.append(event)
         notices = tuple(notices_of(entry, required=self._genesis.identity.required))
@@ -191,6 +195,28 @@ class _Active:
         step.apply(state, round_=closed.round)
         self._state = state
         return _applied(closed, state, step, parameters, slots)
+
+    def _reopened(self, event: RolledBack) -> RoundCommitted:
+        """Return the round that a rollback opens: no step, and its parent's state, which `rounds` has: it covers in order."""
+        lineage = self._history.lineage
+        parent = lineage.rounds.get(event.parent)
+        parameters_digest, state_digest = lineage.parameters_digest(event.parent), lineage.state_digest(event.parent)
+        if parameters_digest is None or state_digest is None:
+            raise IntegrityError(f"a rollback to round {event.parent}, which was never made", round=event.round)
+        return RoundCommitted(
+            event.round,
+            event.parent,
+            ROLLED_BACK,
+            event.reason or event.cause,
+            (),
+            None,
+            (),
+            None,
+            parent.slot_exponents if parent is not None else (),
+            parameters_digest,
+            state_digest,
+            event.next_plan,
+        )
 
     def _warn_of_void(self, round_: int, void: Void) -> None:
         what = f"round {round_} is void: tensor {void.tensor!r}: {void.reason}"

@@ -11,11 +11,12 @@ from refold.schemas.errors import UsageError
 from refold.schemas.events import FederationEnded
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
 from refold.schemas.keys import is_weak, key_id
+from refold.schemas.rollback import RollBack, RolledBack
 
 
 def subject_of(order: Order) -> str:
     """Return the client that a command is about, or ""."""
-    return "" if isinstance(order, EndFederation | ChangePruning) else order.client
+    return "" if isinstance(order, EndFederation | ChangePruning | RollBack) else order.client
 
 
 def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
@@ -39,9 +40,17 @@ def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
             return [_released(roster, order, command_id)]
         case KeyClient() | EraseClient():
             return keyed(roster.sealing, order, command_id)
+        case RollBack():
+            return [_rolled_back(roster, order, command_id)]
         case ChangePruning():
             return [roster.pruning.changed(order, command_id)]
     return [ClientBanned(order.client, order.reason, command_id)]
+
+
+def _rolled_back(roster: Roster, order: RollBack, command_id: bytes) -> RolledBack:
+    if roster.ended:
+        raise UsageError("the federation has ended: nothing goes on from any round")
+    return roster.branches.rolled_back(roster.genesis.policy, order.round, order.reason, command_id=command_id)
 
 
 def _enrolled(roster: Roster, order: EnrolClient, command_id: bytes) -> ClientEnrolled:

@@ -17,7 +17,9 @@ WEIGHT_CAP = 8
 """An update weighs at most this many times the median of its cohort, whatever number of examples it claims."""
 
 
-def plan_round(policy: PlanPolicy, round_: int, exponents: tuple[int, ...], living: Collection[str]) -> RoundPlan:
+def plan_round(
+    policy: PlanPolicy, round_: int, exponents: tuple[int, ...], living: Collection[str], *, progress: int | None = None
+) -> RoundPlan:
     """Return the plan of a round.
 
     Parameters
@@ -26,6 +28,8 @@ def plan_round(policy: PlanPolicy, round_: int, exponents: tuple[int, ...], livi
         The grid's k for each tensor.
     living
         Clients known to live. The share is widened so that at least the minimum of these is selected.
+    progress
+        Which round of its branch this is, by which its settings go; `round_` where nothing was rolled back.
     """
     plan = RoundPlan(
         round_,
@@ -38,7 +42,7 @@ def plan_round(policy: PlanPolicy, round_: int, exponents: tuple[int, ...], livi
         policy.codec,
         policy.sigma_divisor,
         exponents,
-        policy.config_at(round_),
+        policy.config_at(round_ if progress is None else progress),
         policy.seed,
         policy.density_ppm,
     )

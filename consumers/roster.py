@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refold.bus.ledger import Entry
+from refold.consumers.branches import Branches
 from refold.consumers.detectors.recent import Recent
 from refold.consumers.limits import Limits
 from refold.consumers.pruning import PruningLog
@@ -37,6 +38,7 @@ from refold.schemas.identity import (
 from refold.schemas.payload import Payload
 from refold.schemas.plans import RoundPlan
 from refold.schemas.reasons import REASONS
+from refold.schemas.rollback import RolledBack
 from refold.schemas.updates import ANSWERS
 
 
@@ -75,7 +77,7 @@ class Roster:
     plan
         Of the round that is open.
     closed
-        The last round that was closed; 0 before the first.
+        The newest round: the last that was closed, or opened by a rollback; 0 before the first.
     done
         Clients that have a verdict for the open round.
     active
@@ -85,6 +87,7 @@ class Roster:
     genesis: Genesis
     plan: RoundPlan
     limits: Limits
+    branches: Branches
     clients: dict[str, Standing] = field(default_factory=dict)
     active: set[str] = field(default_factory=set)
     closed: int = 0
@@ -101,7 +104,7 @@ class Roster:
     @classmethod
     def of(cls, genesis: Genesis) -> Roster:
         """Return the state right after genesis."""
-        return cls(genesis, genesis.first_plan, Limits.of(genesis.identity.limits))
+        return cls(genesis, genesis.first_plan, Limits.of(genesis.identity.limits), Branches.of(genesis.first_plan))
 
     @property
     def required(self) -> bool:
@@ -120,9 +123,12 @@ class Roster:
                 case Unattributed():
                     self.tally.strangers[event.partition] += event.count
                 case RoundClosed():
-                    self.closed, self.plan = event.round, event.next_plan
-                    self.done.clear()
-                    self.tally.clear()
+                    self.branches.close(event)
+                    self._opened(event)
+                case RolledBack():
+                    self.branches.roll_back(event)
+                    self._opened(event)
+                    self._obeyed(event.command_id)
                 case FederationEnded():
                     self.ended = True
                     self._obeyed(event.command_id)
@@ -136,6 +142,12 @@ class Roster:
                     self.pruning.fold(event)
                 case ClientEnrolled() | TokenAdmitted() | ClientRevoked() | ClientReleased() | ClientBanned():
                     self._changed(event)
+
+    def _opened(self, event: RoundClosed | RolledBack) -> None:
+        """Begin the round that is open from here on."""
+        self.closed, self.plan = event.round, event.next_plan
+        self.done.clear()
+        self.tally.clear()
 
     def past_scores(self) -> dict[str, dict[str, list[float]]]:
         """Return what each detector said of each client before, oldest first: ``[client][detector]``."""

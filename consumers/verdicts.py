@@ -101,7 +101,7 @@ def events_of(ruling: Ruling, written: Written, roster: Roster, living: Collecti
     if accepted:
         closing = _close(ruling, roster, living)
         events.append(closing)
-        if roster.genesis.policy.rounds and closing.round >= roster.genesis.policy.rounds:
+        if roster.genesis.policy.rounds and roster.branches.progress + 1 >= roster.genesis.policy.rounds:
             events.append(FederationEnded(closing.round, "all rounds are done"))
     return events
 
@@ -195,7 +195,7 @@ def _accept_evaluation(item: Pending) -> UpdateAccepted:
 def _accept(item: Pending, opinion: Opinion, written: Written, roster: Roster) -> UpdateAccepted:
     assert item.body is not None
     body = item.body
-    weight = update_weight(body.num_examples, roster.closed - body.base_round, roster.genesis.policy)
+    weight = update_weight(body.num_examples, _staleness(item, roster), roster.genesis.policy)
     return UpdateAccepted(
         item.origin(),
         weight,
@@ -225,7 +225,7 @@ def _reject(item: Pending, opinion: Opinion, written: Written) -> UpdateRejected
 def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClosed:
     policy, plan = roster.genesis.policy, roster.plan
     accepted = [item for item, _ in ruling.accepted()]
-    claimed = [update_weight(_examples(item), roster.closed - _base(item), policy) for item in accepted]
+    claimed = [update_weight(_examples(item), _staleness(item, roster), policy) for item in accepted]
     features = [item.features() for item in accepted]
     defence = roster.genesis.defence
     weights, rule = weighing(defence, features, capped(claimed) if defence.mode == "all" else claimed)
@@ -238,7 +238,7 @@ def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClos
         roster.genesis.optimizer,
         roster.genesis.optimizer_settings,
         ruling.closed_by,
-        plan_round(policy, plan.round + 1, exponents, living),
+        plan_round(policy, plan.round + 1, exponents, living, progress=roster.branches.progress + 2),
     )
 
 
@@ -257,5 +257,6 @@ def _examples(item: Pending) -> int:
     return item.body.num_examples if item.body else 0
 
 
-def _base(item: Pending) -> int:
-    return item.body.base_round if item.body else 0
+def _staleness(item: Pending, roster: Roster) -> int:
+    """Return how far a candidate's base lies behind; one of an abandoned branch was refused before."""
+    return (roster.branches.staleness(item.body.base_round) if item.body else None) or 0

@@ -18,6 +18,7 @@ from refold.schemas.events import (
     FederationOpened,
     Receipt,
     Receipts,
+    RolledBack,
     RoundCommitted,
 )
 from refold.schemas.identity import ClientNotice, ClientNotices
@@ -45,6 +46,8 @@ class Lineage:
         The newest one; not verified here.
     next_index
         Index of the next event of `rounds`.
+    rollbacks
+        In order; each stands before the round that it opens.
     """
 
     opened: FederationOpened | None = None
@@ -54,6 +57,7 @@ class Lineage:
     next_index: int = 0
     position: Position = field(default_factory=Position)
     checkpoint: Checkpointed | None = None
+    rollbacks: list[RolledBack] = field(default_factory=list)
 
     def fold(
         self,
@@ -76,6 +80,8 @@ class Lineage:
                     self.head = event.round
                     if on_round is not None:
                         on_round(event)
+                case RolledBack():
+                    self.rollbacks.append(event)
                 case FederationEnded():
                     self.ended = event
                 case Checkpointed():

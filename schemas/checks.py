@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from refold.schemas.canonical import Blob, Digest, Name, Text, Uint, Within, record
 from refold.schemas.erasure import ChangePruning, EraseClient, KeyClient
 from refold.schemas.events import PublicKey, Reason
 from refold.schemas.payload import Payload
+from refold.schemas.rollback import RollBack
 from refold.schemas.updates import KeyId, Signature
 
 NO_OFFSET = -1
@@ -179,7 +180,16 @@ class BanClient:
 
 
 Order = (
-    EnrolClient | EndFederation | AdmitToken | RevokeKeys | ReleaseClient | BanClient | KeyClient | EraseClient | ChangePruning
+    EnrolClient
+    | EndFederation
+    | AdmitToken
+    | RevokeKeys
+    | ReleaseClient
+    | BanClient
+    | KeyClient
+    | EraseClient
+    | ChangePruning
+    | RollBack
 )
-ORDERS = (EnrolClient, EndFederation, AdmitToken, RevokeKeys, ReleaseClient, BanClient, KeyClient, EraseClient, ChangePruning)
+ORDERS: tuple[type[Order], ...] = get_args(Order)
 """What an operator can command."""

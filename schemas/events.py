@@ -18,6 +18,7 @@ from refold.schemas.merkle import MAX_PATH
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload, PlaceHint
 from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, grown
+from refold.schemas.rollback import RolledBack as RolledBack
 from refold.schemas.updates import KeyId, Metrics, Nonce, Sealing, Signature
 
 Reason = Annotated[str, Within(1, 64)]
@@ -280,7 +281,7 @@ class RoundCommitted:
     Parameters
     ----------
     outcome
-        ``applied``, or ``void`` with a `reason`: then the state is the parent's.
+        ``applied``; ``void`` or ``rollback``, with a `reason`: then the state is the parent's.
     step, step_exponents
         The integer change of the parameters in `steps`, and its exponent j for each tensor; None where void.
     slots_step, slot_exponents

@@ -60,6 +60,7 @@ REASONS = MappingProxyType(
         "session-ahead": PROTOCOL,
         "one-per-round": PROTOCOL,
         "stale": PROTOCOL,
+        "abandoned-branch": PROTOCOL,
         "future-base": PROTOCOL,
         "wrong-base": CONTENT,
         "not-selected": PROTOCOL,

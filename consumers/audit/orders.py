@@ -25,8 +25,9 @@ from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import FederationEnded, Genesis
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
 from refold.schemas.keys import COMMAND_TAG, key_id, verify
+from refold.schemas.rollback import RollBack, RolledBack
 
-Ordered = Changed | FederationEnded | ClientKeyed | ClientErased | PruningChanged
+Ordered = Changed | FederationEnded | ClientKeyed | ClientErased | PruningChanged | RolledBack
 Done = tuple[int, int, Ordered]
 """Index and offset in `accepted`, and an event that names a command."""
 
@@ -37,7 +38,7 @@ def audit_orders(bus: Bus, topics: Topics, genesis: Genesis, done: list[Done]) -
     for index, offset, event in done:
         if event.command_id is None or _follows(event, ordered.get(event.command_id)):
             continue
-        client = None if isinstance(event, FederationEnded | PruningChanged) else event.client
+        client = None if isinstance(event, FederationEnded | PruningChanged | RolledBack) else event.client
         what = f"a {type(event).__name__}{f' of {client!r}' if client else ''} without a command that an operator signed"
         yield Finding(
             STANDING, what, "whoever wrote `accepted` did this by themselves", topics.accepted, 0, offset, index, client
@@ -66,6 +67,8 @@ def _follows(event: Ordered, order: object) -> bool:
         case PruningChanged(), ChangePruning():
             pairs = ((event.keep_rounds, order.keep_rounds), (event.before_round, order.before_round))
             return all(asked in (None, found) for found, asked in pairs)
+        case RolledBack(), RollBack():
+            return (event.parent, event.reason) == (order.round, order.reason)
         case FederationEnded(), EndFederation():
             return event.reason == order.reason
     return False

@@ -24,6 +24,7 @@ from refold.schemas.events import (
     Genesis,
     Receipt,
     Receipts,
+    RolledBack,
     RoundClosed,
     RoundCommitted,
     UpdateAccepted,
@@ -40,10 +41,18 @@ from refold.schemas.identity import (
 )
 from refold.schemas.keys import key_id
 from refold.schemas.reasons import REASONS
+from refold.schemas.rollback import ROLLED_BACK
 from refold.state.aggregation import MAX_TOTAL_WEIGHT
 
-Heads = Genesis | RoundClosed | FederationEnded | ClientKeyed | ClientErased
-FOLLOWING = (FederationOpened, RoundCommitted, FederationEnded, ClientKeyed, ClientErased)
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """The round that a rollback opens, due in `rounds` right after the rollback itself."""
+
+    event: RolledBack
+
+
+Heads = Genesis | RoundClosed | RolledBack | Reopened | FederationEnded | ClientKeyed | ClientErased
+FOLLOWING = (FederationOpened, RoundCommitted, RolledBack, FederationEnded, ClientKeyed, ClientErased)
 """Events of `rounds` that each follow from one of `accepted`."""
 
 
@@ -125,6 +134,9 @@ class RoundAudit:
                 case RoundClosed():
                     self._due.heads.append((index, event))
                     yield from self._closing(index, event, entry)
+                case RolledBack():
+                    self._due.heads += [(index, event), (index, Reopened(event))]
+                    yield from self._rolling_back(index, event, entry)
                 case FederationEnded():
                     self._due.heads.append((index, event))
                 case ClientKeyed() | ClientErased():
@@ -144,6 +156,19 @@ class RoundAudit:
         for what in (*self._faults_of(closed), *self._members_of(closed)):
             yield Finding(ROUNDS, what, "", self._topics.accepted, 0, entry.offset, index, round=closed.round)
         self._closed = closed.round
+
+    def _rolling_back(self, index: int, event: RolledBack, entry: Entry) -> Iterator[Finding]:
+        for what in self._faults_of_rollback(event):
+            yield Finding(ROUNDS, what, "", self._topics.accepted, 0, entry.offset, index, round=event.round)
+        self._closed = event.round
+
+    def _faults_of_rollback(self, event: RolledBack) -> Iterator[str]:
+        if event.round != self._closed + 1 or event.abandoned != self._closed:
+            yield f"a rollback from round {event.abandoned} opens round {event.round}, round {self._closed} being the newest"
+        if event.parent >= event.abandoned:
+            yield f"round {event.abandoned} is rolled back to round {event.parent}, which is no earlier one"
+        if event.next_plan.round != event.round + 1:
+            yield f"round {event.round} plans round {event.next_plan.round}"
 
     def _faults_of(self, closed: RoundClosed) -> Iterator[str]:
         if closed.round != self._closed + 1:
@@ -290,7 +315,7 @@ def _notices(event: Changed) -> list[ClientNotice]:
     return []
 
 
-def _differences(event: Any, asked: Heads) -> Iterator[str]:
+def _differences(event: Any, asked: Any) -> Iterator[str]:
     """Yield what an event of `rounds` has otherwise than the event of `accepted` that it follows from."""
     names: tuple[str, ...]
     match event, asked:
@@ -301,6 +326,13 @@ def _differences(event: Any, asked: Heads) -> Iterator[str]:
             names = ("round", "parent", "members", "next_plan")
             if (event.outcome == "applied") != (event.step is not None) or event.outcome not in ("applied", "void"):
                 yield f"it is {event.outcome!r} and has {'a' if event.step else 'no'} step"
+        case RolledBack(), RolledBack():
+            names = ("round", "parent", "abandoned", "cause", "reason", "next_plan", "command_id")
+        case RoundCommitted(), Reopened():
+            asked = asked.event
+            names = ("round", "parent", "next_plan")
+            if event.outcome != ROLLED_BACK or event.step is not None or event.slots_step is not None or event.members:
+                yield "a rollback opens a round without members and steps"
         case FederationEnded(), FederationEnded():
             names = ("round", "reason", "command_id")
         case ClientKeyed(), ClientKeyed():

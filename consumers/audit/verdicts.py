@@ -24,6 +24,7 @@ from refold.schemas.events import (
     FederationEnded,
     Genesis,
     PruningChanged,
+    RolledBack,
     RoundClosed,
     Unattributed,
     UpdateAccepted,
@@ -178,6 +179,9 @@ class VerdictAudit:
             case RoundClosed():
                 self._identity.close(event.round)
                 yield from self._closed(index, event, entry)
+            case RolledBack():
+                self._identity.close(event.round)
+                yield from self._rolled_back(index, event, entry)
             case ClientKeyed() | ClientErased():
                 self._sealing.fold(event)
                 yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, event.client)
@@ -203,7 +207,12 @@ class VerdictAudit:
             what = f"rounds below {event.before_round} are pruned where no operator let more go than those below {allowed}"
             yield self._at(STANDING, what, entry, index)
 
-    def _closed(self, index: int, event: RoundClosed, entry: Entry) -> Iterator[Finding]:
+    def _rolled_back(self, index: int, event: RolledBack, entry: Entry) -> Iterator[Finding]:
+        if event.command_id is not None:
+            yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, None)
+        yield from self._closed(index, event, entry)
+
+    def _closed(self, index: int, event: RoundClosed | RolledBack, entry: Entry) -> Iterator[Finding]:
         self._last_closed = event.round
         if self._ended is not None:
             what = f"round {event.round} is closed after the federation ended at event {self._ended}"

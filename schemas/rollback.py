@@ -1,0 +1,56 @@
+"""Going back to an earlier round: what is ordered, and the event that it comes to.
+
+`rounds` repeats the event, and commits the round that it opens, whose state is its parent's: who knows nothing of branches
+follows parents and goes the right way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from refold.schemas.canonical import Text, Uint, Within, record
+from refold.schemas.erasure import CommandId
+from refold.schemas.plans import RoundPlan
+
+ROLLED_BACK = "rollback"
+"""Outcome of the round that a rollback opens."""
+
+
+@record(140)
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """Go on from this round; what was built on it stays in the log and is no longer the model's past."""
+
+    round: Uint
+    reason: Text
+
+
+@record(141)
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """A round is opened whose parent is an earlier one, and whose state is that one's.
+
+    Parameters
+    ----------
+    round
+        The number after the newest: numbers are never used again.
+    parent
+        The round gone back to.
+    abandoned
+        The newest round before, the tip of the branch that is left.
+    cause
+        ``operator``, or what the federation saw by itself: ``not-finite``, ``collapse``, ``decline``, ``digest``.
+    next_plan
+        Of the round that is open now; its settings are those of the training that was done on this branch.
+    command_id
+        None where nobody ordered it.
+    """
+
+    round: Uint
+    parent: Uint
+    abandoned: Uint
+    cause: Annotated[str, Within(1, 32)]
+    reason: Text
+    next_plan: RoundPlan
+    command_id: CommandId | None = None
