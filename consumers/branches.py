@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
-from refold.consumers.planning import plan_round
+from refold.consumers.planning import plan_round, plan_turn
 from refold.schemas.errors import UsageError
 from refold.schemas.events import RoundClosed
-from refold.schemas.plans import PlanPolicy, RoundPlan
-from refold.schemas.rollback import RolledBack
+from refold.schemas.plans import PlanPolicy, RoundPlan, settings
+from refold.schemas.rollback import Calibration, RolledBack
 
 OPERATOR = "operator"
 
@@ -20,17 +21,42 @@ class Node:
     Parameters
     ----------
     progress
-        Rounds closed on its branch, itself among them; rollbacks do not count.
+        Rounds trained on its branch, itself among them; rollbacks and calibration do not count.
     exponents
         The grid's k for each tensor, of the plan that follows it.
     jumps
         The rollbacks among its ancestors and itself as pairs of round and parent, oldest first: between them, each round's
         parent is the one before.
+    calibration, done
+        The calibration that goes on after it, and how many of its rounds are done; None where training goes on as planned.
+    had_turn
+        Clients that the calibration asked in its present turn of all of them.
     """
 
     progress: int
     exponents: tuple[int, ...]
     jumps: tuple[tuple[int, int], ...] = ()
+    calibration: Calibration | None = None
+    done: int = 0
+    had_turn: frozenset[str] = frozenset()
+
+    def next(self, members: Collection[str] = ()) -> Node:
+        """Return the node of the round that is closed on this one."""
+        if self.calibration is None:
+            return replace(self, progress=self.progress + 1)
+        if self.done + 1 == self.calibration.rounds:
+            return replace(self, calibration=None, done=0, had_turn=frozenset())
+        had = self.had_turn | frozenset(members)
+        return replace(self, done=self.done + 1, had_turn=frozenset(members) if had == self.had_turn else had)
+
+    def plan(self, policy: PlanPolicy, round_: int, exponents: tuple[int, ...], living: Collection[str]) -> RoundPlan:
+        """Return the plan of the round that follows."""
+        if self.calibration is None:
+            return plan_round(policy, round_, exponents, living, progress=self.progress + 1)
+        plan = plan_round(policy, round_, exponents, living, progress=self.progress)
+        own = dict(self.calibration.config_at(self.done + 1))
+        plan = replace(plan, minimum=self.calibration.clients, config=settings({**dict(plan.config), **own}))
+        return plan_turn(plan, living, self.had_turn)
 
 
 @dataclass(slots=True)
@@ -49,16 +75,28 @@ class Branches:
         """The newest round."""
         return len(self.nodes) - 1
 
+    @property
+    def next_progress(self) -> int:
+        """How far training will have got once the round that is open is closed."""
+        return self.nodes[self.head].next().progress
+
     def close(self, event: RoundClosed) -> None:
         """Take a closed round in."""
         parent, exponents = self.nodes[event.parent], event.next_plan.exponents
-        shared = parent.exponents if parent.exponents == exponents else exponents
-        self.nodes.append(Node(parent.progress + 1, shared, parent.jumps))
+        after = parent.next([member.client for member in event.members if member.weight])
+        self.nodes.append(replace(after, exponents=parent.exponents if parent.exponents == exponents else exponents))
 
     def roll_back(self, event: RolledBack) -> None:
         """Take a rollback in."""
-        parent = self.nodes[event.parent]
-        self.nodes.append(Node(parent.progress, parent.exponents, (*parent.jumps, (event.round, event.parent))))
+        self.nodes.append(self._node_of(event.parent, event.calibration))
+
+    def _node_of(self, parent: int, calibration: Calibration | None) -> Node:
+        node = self.nodes[parent]
+        progress = node.progress if calibration is None else self.nodes[self.head].progress
+        jumps = (*node.jumps, (self.head + 1, parent))
+        if calibration is not None:
+            return Node(progress, node.exponents, jumps, calibration)
+        return replace(node, jumps=jumps)
 
     def staleness(self, base: int) -> int | None:
         """Return how many commits lie between a round and the newest one; None where the newest does not stand on it."""
@@ -67,20 +105,29 @@ class Branches:
             return None
         return self.head - base - sum(round_ - 1 - parent for round_, parent in jumps if round_ > base)
 
-    @property
-    def progress(self) -> int:
-        """Rounds closed on the branch of the newest one."""
-        return self.nodes[self.head].progress
-
-    def next_plan(self, policy: PlanPolicy, parent: int) -> RoundPlan:
-        """Return the plan of the round after a rollback to `parent`: everyone takes part, with that round's settings."""
-        node = self.nodes[parent]
-        return plan_round(policy, self.head + 2, node.exponents, (), progress=node.progress + 1)
+    def plan_after(
+        self, policy: PlanPolicy, exponents: tuple[int, ...], living: Collection[str], members: Collection[str]
+    ) -> RoundPlan:
+        """Return the plan of the round after the one that is open, which these clients made."""
+        return self.nodes[self.head].next(members).plan(policy, self.head + 2, exponents, living)
 
     def rolled_back(
-        self, policy: PlanPolicy, parent: int, reason: str, *, cause: str = OPERATOR, command_id: bytes | None = None
+        self,
+        policy: PlanPolicy,
+        parent: int,
+        reason: str,
+        *,
+        cause: str = OPERATOR,
+        command_id: bytes | None = None,
+        calibration: Calibration | None = None,
+        clients: Collection[str] = (),
     ) -> RolledBack:
         """Return the event that goes back to a round.
+
+        Parameters
+        ----------
+        clients
+            Those that a calibration's first round is drawn from. Without a calibration everyone takes part in the first round.
 
         Raises
         ------
@@ -91,5 +138,6 @@ class Branches:
             raise UsageError(f"there is no round {parent} to go back to", hint=f"the newest is {self.head}")
         if parent == self.head:
             raise UsageError(f"round {parent} is the newest: there is nothing to go back from")
-        plan = self.next_plan(policy, parent)
-        return RolledBack(self.head + 1, parent, self.head, cause, reason, plan, command_id)
+        node = self._node_of(parent, calibration)
+        plan = node.plan(policy, self.head + 2, node.exponents, clients if node.calibration else ())
+        return RolledBack(self.head + 1, parent, self.head, cause, reason, plan, calibration, command_id)

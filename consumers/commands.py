@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import blake3
 
@@ -40,8 +41,8 @@ class CommandReader:
     def poll(self) -> list[object]:
         """Return the events of new commands; what is not a command of an operator is counted and passed over.
 
-        Those of one client are taken one a call, since each is decided by what the one before it came to. `complaints` then
-        says which commands of an operator cannot be obeyed, and why.
+        Those of one client are taken one a call, and one that concerns all of them begins a call, since each is decided by what
+        the one before it came to. `complaints` then says which commands of an operator cannot be obeyed, and why.
         """
         events: list[object] = []
         seen: set[bytes] = set()
@@ -55,13 +56,14 @@ class CommandReader:
                 continue
             if command.command_id in self._roster.commands or command.command_id in seen:
                 continue
-            if subject_of(order) in subjects:
+            subject = subject_of(order)
+            if subject in subjects or (subjects and not subject):
                 self._consumer.seek(self._place, record.offset)
                 break
             seen.add(command.command_id)
             caused = self._obeyed(order, command.command_id)
             if caused:
-                subjects.add(subject_of(order))
+                subjects.add(subject)
             events += caused
         return events
 
@@ -114,6 +116,12 @@ def signed_part(command: Command) -> bytes:
     return hasher.digest()
 
 
+def signed_command(federation: str, body: object, key: SigningKey) -> Command:
+    """Return a new command, signed by an operator."""
+    unsigned = Command(federation, os.urandom(16), encode(body), key.key_id, bytes(64))
+    return replace(unsigned, signature=key.sign(COMMAND_TAG, signed_part(unsigned)))
+
+
 def send_command(bus: Bus, topics: Topics, body: object, key: SigningKey, clock: Clock) -> bytes:
     """Sign a command, write it and return its id; sending the same one twice has no further effect.
 
@@ -122,10 +130,7 @@ def send_command(bus: Bus, topics: Topics, body: object, key: SigningKey, clock:
     BusError
         It is not known to be written.
     """
-    unsigned = Command(topics.federation, os.urandom(16), encode(body), key.key_id, bytes(64))
-    command = Command(
-        unsigned.federation, unsigned.command_id, unsigned.body, key.key_id, key.sign(COMMAND_TAG, signed_part(unsigned))
-    )
+    command = signed_command(topics.federation, body, key)
     headers = event_headers(
         type(body).__name__,
         source=topics.commands,

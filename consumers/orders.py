@@ -50,7 +50,10 @@ def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
 def _rolled_back(roster: Roster, order: RollBack, command_id: bytes) -> RolledBack:
     if roster.ended:
         raise UsageError("the federation has ended: nothing goes on from any round")
-    return roster.branches.rolled_back(roster.genesis.policy, order.round, order.reason, command_id=command_id)
+    who = roster.active if roster.required else set(roster.clients)
+    return roster.branches.rolled_back(
+        roster.genesis.policy, order.round, order.reason, command_id=command_id, calibration=order.calibration, clients=who
+    )
 
 
 def _enrolled(roster: Roster, order: EnrolClient, command_id: bytes) -> ClientEnrolled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -15,6 +16,10 @@ from refold.state.delta import RANGE_BITS, fit_exponent
 
 WEIGHT_CAP = 8
 """An update weighs at most this many times the median of its cohort, whatever number of examples it claims."""
+
+
+MOST_SEEDS = 1 << 14
+"""Seeds tried to find one that draws the clients whose turn it is: a hundred clients and two of them take some 5,000."""
 
 
 def plan_round(
@@ -57,6 +62,29 @@ def _threshold(plan: RoundPlan, policy: PlanPolicy, living: Collection[str]) -> 
     if len(draws) < policy.minimum:
         return Everyone
     return max(share, draws[policy.minimum - 1] + 1)
+
+
+def plan_turn(plan: RoundPlan, living: Collection[str], had_turn: Collection[str]) -> RoundPlan:
+    """Return the plan with only as many selected as its minimum, clients that had no turn yet before all others.
+
+    Who takes part is a rule and no list. So the plan's seed is chosen by which those drawn first are the ones whose turn it is;
+    after `MOST_SEEDS` tries, the one that came nearest to it.
+    """
+    if len(living) <= plan.minimum:
+        return replace(plan, select_below=Everyone)
+    waiting = set(living) - set(had_turn)
+    turn = set(sorted(waiting, key=plan.draw)[: plan.minimum])
+    turn |= set(sorted(set(living) - turn, key=plan.draw)[: plan.minimum - len(turn)])
+    best, most = plan, -1
+    for number in range(MOST_SEEDS):
+        tried = replace(plan, seed=hashlib.blake2b(plan.seed, digest_size=16, salt=number.to_bytes(8, "little")).digest())
+        drawn = sorted(living, key=tried.draw)[: plan.minimum]
+        found = len(turn.intersection(drawn))
+        if found > most:
+            best, most = replace(tried, select_below=tried.draw(drawn[-1]) + 1), found
+        if found == len(turn):
+            break
+    return best
 
 
 def grid_exponents(

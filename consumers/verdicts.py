@@ -12,7 +12,7 @@ from refold.consumers.bounding import Bounds
 from refold.consumers.detectors import Opinion
 from refold.consumers.features import Features
 from refold.consumers.pending import Pending
-from refold.consumers.planning import capped, grid_exponents, plan_round, update_weight
+from refold.consumers.planning import capped, grid_exponents, update_weight
 from refold.consumers.roster import Roster
 from refold.consumers.selection import selected
 from refold.schemas.events import (
@@ -101,7 +101,7 @@ def events_of(ruling: Ruling, written: Written, roster: Roster, living: Collecti
     if accepted:
         closing = _close(ruling, roster, living)
         events.append(closing)
-        if roster.genesis.policy.rounds and roster.branches.progress + 1 >= roster.genesis.policy.rounds:
+        if roster.genesis.policy.rounds and roster.branches.next_progress >= roster.genesis.policy.rounds:
             events.append(FederationEnded(closing.round, "all rounds are done"))
     return events
 
@@ -230,6 +230,7 @@ def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClos
     defence = roster.genesis.defence
     weights, rule = weighing(defence, features, capped(claimed) if defence.mode == "all" else claimed)
     exponents = grid_exponents(roster.genesis.schema, features, divisor=policy.sigma_divisor, before=plan.exponents)
+    applied = [item.client for item, weight in zip(accepted, weights, strict=True) if weight]
     return RoundClosed(
         plan.round,
         roster.closed,
@@ -238,7 +239,7 @@ def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClos
         roster.genesis.optimizer,
         roster.genesis.optimizer_settings,
         ruling.closed_by,
-        plan_round(policy, plan.round + 1, exponents, living, progress=roster.branches.progress + 2),
+        roster.branches.plan_after(policy, exponents, living, applied),
     )
 
 

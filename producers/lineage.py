@@ -120,6 +120,14 @@ class Lineage:
             round_ = self.rounds[round_].parent
         return round_ == ancestor
 
+    def past(self) -> set[int]:
+        """Return the newest round and all that it stands on; every other round lies on a branch that was left."""
+        past, at = {self.head}, self.head
+        while at in self.rounds:
+            at = self.rounds[at].parent
+            past.add(at)
+        return past
+
     def state_digest(self, round_: int) -> bytes | None:
         """Return the digest of a round's parameters and slots; None for a round that is not in the log."""
         if round_ == 0 and self.opened is not None:

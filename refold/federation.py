@@ -24,6 +24,7 @@ from refold.keyring import key_folder
 from refold.producers.client import Client
 from refold.producers.outbox import Outbox, outbox_beside
 from refold.producers.privacy import Privacy
+from refold.recovering import Recovering
 from refold.schemas.canonical import Scalar
 from refold.schemas.checks import EndFederation
 from refold.schemas.errors import NotFoundError, UsageError
@@ -31,7 +32,7 @@ from refold.schemas.keys import SigningKey
 from refold.state.model_state import ModelState
 
 
-class Federation(Enrolling, Forgetting, Auditing, Following):
+class Federation(Enrolling, Forgetting, Recovering, Auditing, Following):
     """A federation that exists; made by `create` or found by `connect`. Use as a context manager, or `close` it."""
 
     def serve(

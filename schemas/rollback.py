@@ -11,10 +11,37 @@ from typing import Annotated
 
 from refold.schemas.canonical import Text, Uint, Within, record
 from refold.schemas.erasure import CommandId
-from refold.schemas.plans import RoundPlan
+from refold.schemas.plans import ConfigSpan, RoundPlan, Settings
 
 ROLLED_BACK = "rollback"
 """Outcome of the round that a rollback opens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How the rounds right after a rollback go that are to give back what was lost: few clients each, settings of their own.
+
+    Parameters
+    ----------
+    rounds
+        How many there are. They do not count for training's progress, which is the abandoned branch's again after them.
+    clients
+        How many train in each: they take turns, so that each is asked about as often as every other.
+    spans
+        Settings that differ from the plan's; the first of these rounds is number 1.
+    """
+
+    rounds: Annotated[int, Within(1, 1 << 16)]
+    clients: Annotated[int, Within(1, 1 << 16)]
+    spans: Annotated[tuple[ConfigSpan, ...], Within(0, 4096)]
+
+    def config_at(self, number: int) -> Settings:
+        """Return what differs in one of these rounds, the first being 1."""
+        config: Settings = ()
+        for span in self.spans:
+            if span.first_round <= number:
+                config = span.config
+        return config
 
 
 @record(140)
@@ -24,6 +51,7 @@ class RollBack:
 
     round: Uint
     reason: Text
+    calibration: Calibration | None = None
 
 
 @record(141)
@@ -43,6 +71,8 @@ class RolledBack:
         ``operator``, or what the federation saw by itself: ``not-finite``, ``collapse``, ``decline``, ``digest``.
     next_plan
         Of the round that is open now; its settings are those of the training that was done on this branch.
+    calibration
+        How training goes on at first; None where it goes on as it did from the parent.
     command_id
         None where nobody ordered it.
     """
@@ -53,4 +83,5 @@ class RolledBack:
     cause: Annotated[str, Within(1, 32)]
     reason: Text
     next_plan: RoundPlan
+    calibration: Calibration | None = None
     command_id: CommandId | None = None

@@ -70,6 +70,7 @@ MEANINGS = {
     "session-superseded": "The client has opened a higher session since.",
     "session-ahead": "The session's index is beyond the end of `rounds`.",
     "one-per-round": "An update of this kind for this round was accepted, or waits.",
+    "abandoned-branch": "The base round lies on a branch that a rollback left. No fault: train from the newest round.",
     "stale": "The base round lies further behind than the plan's `max_staleness`.",
     "future-base": "The base round does not exist.",
     "wrong-base": "`base_digest` is not that of the base round's parameters.",

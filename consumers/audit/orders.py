@@ -68,7 +68,8 @@ def _follows(event: Ordered, order: object) -> bool:
             pairs = ((event.keep_rounds, order.keep_rounds), (event.before_round, order.before_round))
             return all(asked in (None, found) for found, asked in pairs)
         case RolledBack(), RollBack():
-            return (event.parent, event.reason) == (order.round, order.reason)
+            same = (event.parent, event.reason) == (order.round, order.reason)
+            return same and event.calibration == order.calibration
         case FederationEnded(), EndFederation():
             return event.reason == order.reason
     return False

@@ -19,9 +19,10 @@ from refold.consumers.audit.steps import SAME, UNREAD, UNREADABLE, StepAudit
 from refold.consumers.sealing import SealingKeys
 from refold.producers.history import Chunks
 from refold.producers.lineage import Lineage
+from refold.schemas.errors import NotFoundError
 from refold.schemas.events import Genesis, RoundCommitted, SnapshotTaken
 from refold.state.model_state import ModelState
-from refold.state.replay import Path, RoundEntry, load_snapshot, walk
+from refold.state.replay import Path, RoundEntry, find_path, load_snapshot, walk
 from refold.state.step import Step, Void
 
 
@@ -85,7 +86,7 @@ class ReplayAudit:
             yield from self.steps.readable(member)
         state = self._state
         if state is None or state.round != event.parent:
-            state = self._from_snapshot(event.parent)
+            state = self._from_snapshot(event.parent) or self._gone_back(state, event.parent)
         if state is None:
             yield from self._nothing_leads_to(made)
             self._state = self._from_snapshot(event.round)
@@ -96,6 +97,23 @@ class ReplayAudit:
         found = yield from self.steps.compared(made, computed)
         # 3. The digests.
         self._state = yield from self._applied(made, state, computed, found)
+
+    def _gone_back(self, state: ModelState | None, round_: int) -> ModelState | None:
+        """Return an earlier round's state, by recorded steps from the one held or from a snapshot; None if nothing does."""
+        starts = [state.round] if state is not None else []
+        for start in (*starts, *sorted(self._snapshots.keys() & self._entries.keys(), key=lambda other: abs(other - round_))):
+            found = state if state is not None and start == state.round else self._from_snapshot(start)
+            if found is None:
+                continue
+            try:
+                walk(found, find_path(round_, self._entries, [start]), self._entries, self._source)
+            except (*UNREADABLE, NotFoundError):
+                state = None if found is state else state  # Half changed.
+                continue
+            if found.tree().state_digest == self._entries[round_].state_digest:
+                return found
+            state = None if found is state else state
+        return None
 
     def _nothing_leads_to(self, made: Made) -> Iterator[Finding]:
         if not self._is_lost:

@@ -44,6 +44,7 @@ from refold.schemas.reasons import REASONS
 from refold.schemas.rollback import ROLLED_BACK
 from refold.state.aggregation import MAX_TOTAL_WEIGHT
 
+
 @dataclass(frozen=True, slots=True)
 class Reopened:
     """The round that a rollback opens, due in `rounds` right after the rollback itself."""
@@ -327,7 +328,7 @@ def _differences(event: Any, asked: Any) -> Iterator[str]:
             if (event.outcome == "applied") != (event.step is not None) or event.outcome not in ("applied", "void"):
                 yield f"it is {event.outcome!r} and has {'a' if event.step else 'no'} step"
         case RolledBack(), RolledBack():
-            names = ("round", "parent", "abandoned", "cause", "reason", "next_plan", "command_id")
+            names = ("round", "parent", "abandoned", "cause", "reason", "next_plan", "calibration", "command_id")
         case RoundCommitted(), Reopened():
             asked = asked.event
             names = ("round", "parent", "next_plan")

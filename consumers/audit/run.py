@@ -23,7 +23,7 @@ from refold.consumers.pruning import DELTAS
 from refold.consumers.sealing import SealingKeys
 from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.errors import NotFoundError
-from refold.schemas.events import ClientErased, ClientKeyed, DeltasPruned, FederationEnded, PruningChanged
+from refold.schemas.events import ClientErased, ClientKeyed, DeltasPruned, FederationEnded, PruningChanged, RolledBack
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -152,7 +152,7 @@ class Audit:
         yield from told.fold_accepted(entry)
         self._checkpoints.fold_accepted(entry)
         for index, event in entry.indexed():
-            if isinstance(event, (*CHANGES, FederationEnded, ClientKeyed, ClientErased, PruningChanged)):
+            if isinstance(event, (*CHANGES, FederationEnded, ClientKeyed, ClientErased, PruningChanged, RolledBack)):
                 self._done.append((index, entry.offset, event))
 
     def _replayed(self, made: Made, told: RoundAudit, snapshots: SnapshotAudit) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from refold.schemas.events import (
     PruningChanged,
     Receipt,
     Receipts,
+    RolledBack,
     RoundClosed,
     RoundCommitted,
     SnapshotTaken,
@@ -48,7 +49,7 @@ def round_of(event: Any) -> int | None:
     match event:
         case UpdateAccepted() | UpdateRejected():
             return event.origin.base_round + 1
-        case RoundClosed() | RoundCommitted() | FederationEnded() | SnapshotTaken() | Alert():
+        case RoundClosed() | RoundCommitted() | RolledBack() | FederationEnded() | SnapshotTaken() | Alert():
             return event.round
     return None
 
@@ -136,6 +137,9 @@ def _other_line(event: Any) -> str:
         case Checkpointed():
             said = event.signed.checkpoint
             return f"{said.events} events  root {short(said.root)}  signed by {event.signed.key_id.hex()}"
+        case RolledBack():
+            why = f"  {event.reason}" if event.reason else ""
+            return f"round {event.round} on {event.parent}  left round {event.abandoned}  {event.cause}{why}"
         case FederationEnded():
             return f"after round {event.round}: {event.reason}"
         case SnapshotTaken():

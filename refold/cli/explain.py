@@ -12,6 +12,7 @@ from refold.jsonable import to_json
 from refold.producers.lineage import Lineage
 from refold.schemas.events import (
     Genesis,
+    RolledBack,
     RoundClosed,
     RoundCommitted,
     Score,
@@ -72,7 +73,7 @@ def explain_round(found: Facts, lineage: Lineage, round_: int) -> Explained:
                 ("parent", event.parent),
                 ("outcome", event.outcome + (f": {event.reason}" if event.reason else "")),
                 ("made", f"{time_text(time_ms)}, event {index} of rounds"),
-                ("closed", f"{closing[1].closed_by}, event {closing[0]} of accepted" if closing else "not in accepted"),
+                ("closed", _closing(found, round_)),
                 ("rule", f"{closing[1].rule}, {closing[1].optimizer}" if closing else "-"),
                 ("state", event.state_digest.hex()),
                 ("parameters", event.parameters_digest.hex()),
@@ -90,6 +91,16 @@ def explain_round(found: Facts, lineage: Lineage, round_: int) -> Explained:
     lines += ["", f"round {event.next_plan.round} then asks for:", *_indented(_plan(event.next_plan))]
     told = {"index": index, "time_ms": time_ms, **to_json(event), "closed": to_json(closing[1]) if closing else None}
     return {**told, "refused": [to_json(event) for event in refused]}, lines
+
+
+def _closing(found: Facts, round_: int) -> str:
+    """Return what `accepted` says of a round's making."""
+    for index, event, _ in found.accepted:
+        if isinstance(event, RoundClosed) and event.round == round_:
+            return f"{event.closed_by}, event {index} of accepted"
+        if isinstance(event, RolledBack) and event.round == round_:
+            return f"by a rollback from round {event.abandoned} ({event.cause}), event {index} of accepted"
+    return "not in accepted"
 
 
 def explain_update(found: Facts, digest: bytes) -> Explained:

@@ -10,10 +10,13 @@ import click
 
 from refold.bus.ledger import Entry, LedgerReader
 from refold.cli.describe import clients_of, one_line, round_of
+from refold.cli.graph import graph
 from refold.cli.options import Common, common
-from refold.cli.output import say, say_json, time_text
+from refold.cli.output import say, say_json, short, time_text
 from refold.consumers.attached import LEDGERS
+from refold.federation import Federation
 from refold.jsonable import event_json
+from refold.producers.lineage import Lineage
 from refold.schemas import events, identity
 from refold.schemas.errors import UsageError
 
@@ -30,6 +33,7 @@ TYPES = (
     "UpdatesRefused",
     "Unattributed",
     "RoundClosed",
+    "RolledBack",
     "FederationEnded",
     "FederationOpened",
     "RoundCommitted",
@@ -46,19 +50,63 @@ assert all(hasattr(events, name) or hasattr(identity, name) for name in TYPES)
 @click.option("--client", help="Only what names this client.")
 @click.option("--type", "kind", metavar="TYPE", help=f"Only this type: {', '.join(TYPES)}.")
 @click.option("--follow", "-f", is_flag=True, help="Wait for more at the end.")
-def log(common: Common, topic: str, round_: int | None, client: str | None, kind: str | None, follow: bool) -> None:
+@click.option(
+    "--graph", "as_graph", is_flag=True, help="Draw the rounds as a tree, newest first; the other options but --json rest."
+)
+def log(
+    common: Common, topic: str, round_: int | None, client: str | None, kind: str | None, follow: bool, as_graph: bool
+) -> None:
     """Print the events of a log, one on a line: index, time, type, what it says.
 
     With --json each line is an object with every field of the event.
     """
     wanted = _type(kind)
     with common.federation() as federation:
+        if as_graph:
+            _print_graph(federation, as_json=common.json)
+            return
         for entry in _entries(LedgerReader(federation.bus, f"{federation.name}.{topic}"), follow=follow):
             for index, event in entry.indexed():
                 if wanted not in ("", type(event).__name__) or (round_ is not None and round_of(event) != round_):
                     continue
                 if client is None or client in clients_of(event):
                     _print(topic, entry, index, event, as_json=common.json)
+
+
+def _print_graph(federation: Federation, *, as_json: bool) -> None:
+    history = federation.history()
+    try:
+        lineage = history.lineage
+    finally:
+        history.close()
+    past = lineage.past()
+    for drawing, round_ in graph({number: made.parent for number, made in lineage.rounds.items()}):
+        if as_json:
+            if round_ is not None:
+                say_json(_node(lineage, round_, is_past=round_ in past))
+            continue
+        said = "" if round_ is None else f"  {_told(lineage, round_, is_past=round_ in past)}"
+        say(f"{drawing}{said}")
+
+
+def _told(lineage: Lineage, round_: int, *, is_past: bool) -> str:
+    made = lineage.rounds.get(round_)
+    what = "initial" if made is None else f"{made.outcome}{f': {made.reason}' if made.reason else ''}"
+    state = short(lineage.state_digest(round_) or b"")
+    return f"r{round_}  {state}  {what}{'' if is_past else '  left'}{'  HEAD' if round_ == lineage.head else ''}"
+
+
+def _node(lineage: Lineage, round_: int, *, is_past: bool) -> dict[str, object]:
+    made = lineage.rounds.get(round_)
+    return {
+        "round": round_,
+        "parent": made.parent if made else None,
+        "outcome": made.outcome if made else "initial",
+        "reason": made.reason if made else "",
+        "state": (lineage.state_digest(round_) or b"").hex(),
+        "is_past": is_past,
+        "is_head": round_ == lineage.head,
+    }
 
 
 def _type(kind: str | None) -> str:

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rebuild": ("refold.cli.rebuild", "Rebuild a round's model from the log."),
     "diff": ("refold.cli.diff", "Say what differs between two rounds, or two copies of a log."),
     "verify": ("refold.cli.verify", "Audit the whole federation."),
+    "rollback": ("refold.cli.rollback", "Let training go on from an earlier round."),
     "checkpoint": ("refold.cli.checkpoint", "Print the newest signed checkpoint of the log."),
     "prove": ("refold.cli.prove", "Prove an event to somebody without the log, or check such a proof."),
     "snapshots": ("refold.cli.snapshots", "List the snapshots."),

@@ -13,7 +13,7 @@ from tests.checker.chain import Kept, Step, follow, read_place, read_topic
 from tests.checker.findings import Findings, Log
 from tests.checker.folding import fold
 from tests.checker.rounds import check_receipts, check_rounds, waits_for_rounds
-from tests.checker.verdicts import check_accepted_once, check_dense, check_positions, check_verdicts
+from tests.checker.verdicts import check_accepted_once, check_branches, check_dense, check_positions, check_verdicts
 
 __all__ = ["Findings", "Kept", "Log", "Step", "check_log", "follow", "read_place", "read_topic"]
 
@@ -32,6 +32,7 @@ def check_log(log: Log, *, folds: bool = True) -> Findings:
     judged = check_verdicts(findings, log)
     check_positions(findings, log)
     check_accepted_once(findings, log)
+    check_branches(findings, log)
     check_rounds(findings, log)
     check_receipts(findings, log)
     covered_index = log.rounds[-1].commit.position.accepted_index if log.rounds else 0

@@ -60,6 +60,7 @@ class Findings:
     accepted: int = 0
     rounds: int = 0
     voids: int = 0
+    rollbacks: int = 0
     settled: bool = False
     reasons: Counter[str] = field(default_factory=Counter)
     refused: set[bytes] = field(default_factory=set)

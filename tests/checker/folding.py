@@ -9,7 +9,7 @@ import numpy as np
 
 from refold.schemas.codec import decode_integers, decode_raw
 from refold.schemas.digests import StateTree, parameters_nodes
-from refold.schemas.events import Genesis, RoundClosed, RoundCommitted, UpdateAccepted
+from refold.schemas.events import Genesis, RolledBack, RoundClosed, RoundCommitted, UpdateAccepted
 from refold.schemas.layout import Layout
 from refold.state.delta import decode_update
 from tests.checker.chain import events_of
@@ -26,19 +26,23 @@ def fold(findings: Findings, log: Log) -> None:
     """
     made = {event.round: event for event in events_of(log.rounds) if isinstance(event, RoundCommitted)}
     updates: dict[bytes, UpdateAccepted] = {}
-    state: Arrays = []
     genesis: Genesis | None = None
     for event in events_of(log.accepted):
         if isinstance(event, Genesis):
             genesis = event
-            state = findings.states[0] = _initial(event, log.deltas)
+            findings.states[0] = _initial(event, log.deltas)
         elif isinstance(event, UpdateAccepted):
             updates[event.origin.digest] = event
+        elif isinstance(event, RolledBack) and event.round in made:
+            assert genesis is not None
+            findings.states[event.round] = findings.states[event.parent]
+            _check_digest(findings, genesis, findings.states[event.round], made[event.round])
         elif isinstance(event, RoundClosed) and event.round in made:
             assert genesis is not None
+            state = findings.states[event.parent]
             members = [(member.weight, updates[member.digest]) for member in event.members if member.weight]
-            state = findings.states[event.round] = _next(findings, genesis, state, members, made[event.round], log)
-            _check_digest(findings, genesis, state, made[event.round])
+            findings.states[event.round] = _next(findings, genesis, state, members, made[event.round], log)
+            _check_digest(findings, genesis, findings.states[event.round], made[event.round])
 
 
 def _initial(genesis: Genesis, chunks: Mapping[bytes, bytes]) -> Arrays:

@@ -8,11 +8,13 @@ from refold.schemas.events import (
     FederationEnded,
     Genesis,
     Receipts,
+    RolledBack,
     RoundClosed,
     RoundCommitted,
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.rollback import ROLLED_BACK
 from tests.checker.chain import Step, events_of
 from tests.checker.findings import Findings, Log
 
@@ -20,7 +22,7 @@ from tests.checker.findings import Findings, Log
 def check_rounds(findings: Findings, log: Log) -> None:
     """Rounds are closed in order, of accepted updates in one round each, and made as they were closed."""
     waiting: set[bytes] = set()
-    closed: dict[int, RoundClosed] = {}
+    closed: dict[int, RoundClosed | RolledBack] = {}
     for event in events_of(log.accepted):
         if isinstance(event, UpdateAccepted) and event.payload is not None:
             waiting.add(event.origin.digest)
@@ -28,16 +30,29 @@ def check_rounds(findings: Findings, log: Log) -> None:
             findings.demand(event.round == len(closed) + 1, f"round {event.round} closed after {len(closed)}")
             members = {member.digest for member in event.members}
             findings.demand(members <= waiting, f"round {event.round} has members that were not accepted, or not for it alone")
+            findings.demand(event.parent == len(closed), f"round {event.round} stands on {event.parent} and not on the newest")
             waiting -= members
+            closed[event.round] = event
+        elif isinstance(event, RolledBack):
+            findings.demand(event.round == len(closed) + 1, f"a rollback opens round {event.round} after {len(closed)}")
+            findings.demand(
+                event.parent < event.abandoned == len(closed), f"{event.abandoned} is rolled back to {event.parent}"
+            )
             closed[event.round] = event
     made = [event for event in events_of(log.rounds) if isinstance(event, RoundCommitted)]
     findings.rounds = len(made)
+    findings.rollbacks = sum(event.outcome == ROLLED_BACK for event in made)
     findings.voids = sum(event.outcome == "void" for event in made)
     findings.demand([event.round for event in made] == list(range(1, len(made) + 1)), "rounds are not made in order, once each")
     for event in made:
-        findings.demand(
-            event.round in closed and event.members == closed[event.round].members, f"round {event.round} was not closed so"
-        )
+        cause = closed.get(event.round)
+        members = cause.members if isinstance(cause, RoundClosed) else ()
+        is_so = cause is not None and (event.parent, event.members) == (cause.parent, members)
+        is_back = isinstance(cause, RolledBack) == (event.outcome == ROLLED_BACK)
+        findings.demand(is_so and is_back, f"round {event.round} was not closed so")
+    told = [event for event in events_of(log.rounds) if isinstance(event, RolledBack)]
+    due = [event for event in closed.values() if isinstance(event, RolledBack) and event.round <= len(made)]
+    findings.demand(told == due, "`rounds` tells of other rollbacks than `accepted`")
 
 
 def check_receipts(findings: Findings, log: Log) -> None:
@@ -70,7 +85,7 @@ def check_receipts(findings: Findings, log: Log) -> None:
 
 def waits_for_rounds(accepted: list[Step], index: int) -> bool:
     """Whether there is anything behind an index that `rounds` must cover."""
-    kinds = (Genesis, RoundClosed, FederationEnded, UpdateAccepted, UpdateRejected)
+    kinds = (Genesis, RoundClosed, RolledBack, FederationEnded, UpdateAccepted, UpdateRejected)
     return any(
         number >= index
         and isinstance(event, kinds)

@@ -11,6 +11,7 @@ from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import (
     FederationEnded,
     Genesis,
+    RolledBack,
     RoundClosed,
     Unattributed,
     UpdateAccepted,
@@ -29,7 +30,7 @@ from refold.schemas.updates import ClientUpdate
 from tests.checker.chain import Kept, Source, Step, events_of
 from tests.checker.findings import Findings, Log
 
-COMMANDED = (ClientEnrolled, TokenAdmitted, ClientRevoked, ClientReleased, ClientBanned, FederationEnded)
+COMMANDED = (ClientEnrolled, TokenAdmitted, ClientRevoked, ClientReleased, ClientBanned, FederationEnded, RolledBack)
 VERDICTS = (UpdateAccepted, UpdateRejected, UpdatesRefused, Unattributed)
 KNOWN = (Genesis, RoundClosed, *VERDICTS, *COMMANDED)
 
@@ -178,6 +179,27 @@ def check_positions(findings: Findings, log: Log) -> None:
             )
             findings.demand(part.next_offset >= before[part.partition], f"position of {part.partition} went back")
             before[part.partition] = part.next_offset
+
+
+def check_branches(findings: Findings, log: Log) -> None:
+    """What is accepted was trained from a round that the newest one stands on; what is refused for it was not."""
+    parents: dict[int, int] = {}
+    for event in events_of(log.accepted):
+        if isinstance(event, RoundClosed | RolledBack):
+            parents[event.round] = event.parent
+        elif isinstance(event, UpdateAccepted):
+            base = event.origin.base_round
+            findings.demand(_stands_on(parents, base), f"accepted from round {base}, which the newest does not stand on")
+        elif isinstance(event, UpdateRejected) and "abandoned-branch" in event.reasons:
+            base = event.origin.base_round
+            findings.demand(not _stands_on(parents, base), f"refused as left, though the newest stands on round {base}")
+
+
+def _stands_on(parents: dict[int, int], base: int) -> bool:
+    at = len(parents)
+    while at > base:
+        at = parents[at]
+    return at == base
 
 
 def check_accepted_once(findings: Findings, log: Log) -> None:

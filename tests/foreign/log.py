@@ -142,6 +142,8 @@ class Follower:
             self.notices += [(notice["client"], notice["what"], notice["key_id"]) for notice in event["notices"]]
         elif name == "FederationEnded":
             self.ended = True
+        elif name == "RolledBack":
+            pass  # The round that it opens says all that a client needs.
         elif name == "Checkpointed" and self.checkpoints:
             self.checkpoints.take(self.chain.commit, event)
         else:
@@ -164,13 +166,14 @@ class Follower:
 
     def parameters(self, round_: int) -> list[Array] | None:
         """Return a round's parameters, checked; None while there is no snapshot yet."""
-        if self._held is None:
-            self._held = self._from_snapshot(round_)
+        past = self._past(round_)
+        if self._held is None or self._held[0] not in past:
+            self._held = self._from_snapshot(past)
         if self._held is None:
             return None
         at, arrays = self._held
         steps = Payloads(self._bus, f"{self._federation}.steps")
-        for later in range(at + 1, round_ + 1):
+        for later in reversed(past[: past.index(at)]):
             made = self.rounds[later]
             if made["outcome"] == "applied":
                 add_step(arrays, integers(steps.read(made["step"]), self.schema), made["step_exponents"])
@@ -179,11 +182,18 @@ class Follower:
         self._held = (round_, arrays)
         return arrays
 
-    def _from_snapshot(self, most: int) -> tuple[int, list[Array]] | None:
+    def _past(self, round_: int) -> list[int]:
+        """Return a round and all that it stands on, newest first."""
+        past = [round_]
+        while past[-1]:
+            past.append(self.rounds[past[-1]]["parent"])
+        return past
+
+    def _from_snapshot(self, past: list[int]) -> tuple[int, list[Array]] | None:
         place = Place(f"{self._federation}.snapshots", 0)
         newest = {r.key: r.value for r in records_between(self._bus, place, 0, self._bus.end_offset(place))}
         taken = [decode(value)[1] for value in newest.values() if value is not None]
-        usable = [t for t in taken if t["round"] <= most and t["state_digest"] == self.digest(t["round"], "state_digest")]
+        usable = [t for t in taken if t["round"] in past and t["state_digest"] == self.digest(t["round"], "state_digest")]
         if not usable:
             return None
         best = max(usable, key=lambda t: t["round"])

@@ -18,6 +18,7 @@ import refold.consumers.intake
 from refold.bus.contract import Place
 from refold.bus.ledger import LedgerWriter
 from refold.consumers import aggregation, detection
+from refold.consumers.branches import Branches
 from refold.consumers.consistency import Consistency
 from refold.consumers.coverage import Coverage
 from refold.consumers.view import LogView
@@ -183,6 +184,12 @@ def evaluation_forgotten(patch: Patch) -> None:
     patch(Answers, "_evaluation_of", lambda self, digest: 0)
 
 
+def left_branch_accepted(patch: Patch) -> None:
+    """Take an update of a branch that was left for one of the newest round."""
+    staleness = Branches.staleness
+    patch(Branches, "staleness", lambda self, base: staleness(self, base) or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Bug:
     """A planted bug.
@@ -224,6 +231,7 @@ BUGS = {
         Bug(round_made_again, ("in order, once each",), 1500),
         Bug(deleted_before_commit, ("no verdict", "I11", "covers"), 1500),
         Bug(lost_tail_unnoticed, ("was gone on with",), 1000),
+        Bug(left_branch_accepted, ("does not stand on",), 200),
         Bug(evaluation_forgotten, ("asked again to evaluate",), 1500),
     )
 }

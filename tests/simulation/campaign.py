@@ -40,6 +40,8 @@ MUST_HAPPEN = (
     "void round",
     "commit in pieces",
     "stale update accepted",
+    "rolled back",
+    "rolled back across a rollback",
     "refused: chunk-digest",
     "refused: duplicate",
     "refused: equivocation",
@@ -52,6 +54,7 @@ MUST_HAPPEN = (
     "refused: session-superseded",
     "refused: signature",
     "refused: stale",
+    "refused: abandoned-branch",
     "refused: wrong-base",
 )
 """Rare states that a block of seeds must have reached, or it proves less than it says."""

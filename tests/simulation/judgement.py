@@ -12,8 +12,9 @@ from refold.producers.history import History
 from refold.schemas.canonical import decode
 from refold.schemas.codec import decode_raw
 from refold.schemas.errors import InvalidRecord
-from refold.schemas.events import Genesis, RoundClosed, RoundCommitted, SnapshotTaken, UpdateAccepted
+from refold.schemas.events import Genesis, RolledBack, RoundClosed, RoundCommitted, SnapshotTaken, UpdateAccepted
 from refold.schemas.layout import Layout
+from refold.schemas.rollback import ROLLED_BACK
 from tests.checker import Findings, Log, check_log, follow
 from tests.checker.chain import events_of
 from tests.simulation.world import World
@@ -30,13 +31,24 @@ def judge(world: World) -> Findings:
     findings.violations = [*world.violations, *findings.violations]
     if not findings.violations:
         findings.demand(findings.settled, "I11: something sent has no verdict, or a verdict no receipt")
-        findings.demand(findings.rounds == world.scenario.rounds, f"I11: {findings.rounds} rounds of {world.scenario.rounds}")
+        progress = _progress(log)
+        findings.demand(progress == world.scenario.rounds, f"I11: {progress} rounds of {world.scenario.rounds} on the branch")
         _check_shown(findings, log, world)
         _check_authentic(findings, log, world)
         _check_asked_again(findings, world)
         _check_snapshots(findings, log, world)
         _check_rebuilds(findings, log, world)
     return findings
+
+
+def _progress(log: Log) -> int:
+    """Return how many rounds were trained on the branch that the newest one lies on."""
+    made = {event.round: event for event in events_of(log.rounds) if isinstance(event, RoundCommitted)}
+    at, trained = len(made), 0
+    while at:
+        trained += made[at].outcome != ROLLED_BACK
+        at = made[at].parent
+    return trained
 
 
 def _count(world: World, log: Log) -> None:
@@ -52,6 +64,10 @@ def _count(world: World, log: Log) -> None:
     closed = [event for event in events_of(log.accepted) if isinstance(event, RoundClosed)]
     late = [member for event in closed for member in event.members if base.get(member.digest, event.round) + 1 < event.round]
     world.rare["stale update accepted"] += len(late)
+    backs = [event for event in events_of(log.accepted) if isinstance(event, RolledBack)]
+    world.rare["rolled back"] += len(backs)
+    seen = {event.round for event in backs}
+    world.rare["rolled back across a rollback"] += sum(any(b.parent < r < b.round for r in seen) for b in backs)
 
 
 def _chunks(world: World, topic: str) -> dict[bytes, bytes]:

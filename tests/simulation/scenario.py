@@ -68,6 +68,7 @@ TIMED = {
     "compact": 2,
     "lose tail": 2,
 }
+ROLL_BACK = "roll back"
 LAST_S = 9.0
 """Timed faults begin before this."""
 
@@ -169,8 +170,16 @@ def scenario(seed: int) -> Scenario:
         switching=chance.choice((0.0, 0.02, 0.1)),
         session_s=chance.choice((2.5, 4.0)),
         counter=chance.choice((0, 0, 0, 60, 120)),
-        faults=tuple(_fault(chance, has_adversary) for _ in range(chance.choice((0, 2, 4, 6, 8, 10, 12)))),
+        faults=tuple(_fault(chance, has_adversary) for _ in range(chance.choice((0, 2, 4, 6, 8, 10, 12)))) + _rollbacks(seed),
     )
+
+
+def _rollbacks(seed: int) -> tuple[Fault, ...]:
+    """Return when an operator goes back to an earlier round: in a fifth of the runs, up to three times."""
+    chance = random.Random(f"rollbacks {seed}")  # Of its own, so that every other choice of a seed stays what it was.
+    count = chance.choice((1, 2, 3)) if chance.random() < 0.2 else 0
+    times = sorted(chance.uniform(0.5, LAST_S / 2) for _ in range(count))
+    return tuple(Fault(ROLL_BACK, "", 0, at_s, 0.0, chance.randrange(1 << 16)) for at_s in times)
 
 
 def _fault(chance: random.Random, has_adversary: bool) -> Fault:

@@ -16,11 +16,15 @@ import refold
 from refold.bus._store import Draft
 from refold.bus.contract import Committed, Headers, Place, Record
 from refold.bus.memory import MemoryBus, MemoryStore
-from refold.bus.topics import Topics, is_chunk
+from refold.bus.topics import Topics, event_headers, is_chunk
+from refold.consumers.commands import signed_command
 from refold.consumers.server import BACK_OFF_S, Server
 from refold.federation import Federation
-from refold.schemas.canonical import decode
+from refold.keyring import Keyring
+from refold.schemas.canonical import decode, encode
 from refold.schemas.errors import BusError, FencedError, IntegrityError, InvalidRecord, NotFoundError, TryAgainError
+from refold.schemas.events import RoundCommitted
+from refold.schemas.rollback import RollBack
 from refold.schemas.updates import ClientUpdate
 from refold.state.optimizers import FedAdam, FedAvg, FedAvgM
 from tests.checker import Kept, follow
@@ -374,10 +378,22 @@ class World:
                 self.bus.compact()
             case "lose tail":
                 self._lose_tail(fault)
+            case "roll back":
+                self._roll_back(fault.pick)
             case _:
                 method = getattr(self._adversary, fault.what.replace(" ", "_"), None)
                 if method is not None:
                     method(fault.pick)
+
+    def _roll_back(self, pick: int) -> None:
+        """Order, as the operator, that training goes on from some earlier round, of this branch or one that was left."""
+        rounds, _ = follow(self.topics.rounds, self.records(self.topics.rounds))
+        made = sum(isinstance(event, RoundCommitted) for step in rounds for event in step.events)
+        if not made:
+            return
+        command = signed_command(NAME, RollBack(pick % made, "simulated"), Keyring(self.kit.keys).operator())
+        headers = event_headers("RollBack", source=self.topics.commands, subject="operator", identity="-", time_ms=0)
+        self.write(Place(self.topics.commands, 0), None, encode(command), headers)
 
     def _stop(self, slot: Slot) -> None:
         """Ask a server to stop; it is started again when it has."""
