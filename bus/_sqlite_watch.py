@@ -50,6 +50,7 @@ class Watch:
         self._waiters: set[_Waiter] = set()
         self._users = 0
         self._looker: _Looker | None = None
+        self._is_resting = False
 
     def open(self) -> None:
         """Count a store that may wait."""
@@ -99,7 +100,7 @@ class Watch:
         if self._looker is None:
             self._looker = _Looker(self)
             self._looker.start()
-        else:
+        elif self._is_resting:
             self._wanted.notify_all()
 
     def look(self, looker: _Looker) -> None:
@@ -134,7 +135,9 @@ class Watch:
         """Pause, and for as long as nobody waits."""
         with self._mutex:
             if not looker.is_over:
-                self._wanted.wait(pause_s if self._waiters else None)
+                self._is_resting = not self._waiters
+                self._wanted.wait(None if self._is_resting else pause_s)
+                self._is_resting = False
 
     def _end(self, looker: _Looker) -> None:
         with self._mutex:

@@ -217,27 +217,33 @@ def _dataclass_converters(cls: type) -> tuple[Convert, Convert]:
     hints = typing.get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
     pairs = [_converters(hints[name]) for name in names]
-    writers = [(name, pair[0]) for name, pair in zip(names, pairs, strict=True)]
-    readers = [(name, pair[1]) for name, pair in zip(names, pairs, strict=True)]
 
+    # Records are coded by the thousand: one try around all fields, not one for each.
     def to_wire(value: Any) -> Fields:
-        return tuple(_named(name, write, getattr(value, name)) for name, write in writers)
+        fields: list[Any] = []
+        try:
+            for name, (write, _) in zip(names, pairs, strict=True):
+                fields.append(write(getattr(value, name)))
+        except InvalidRecord:
+            raise
+        except (TypeError, ValueError) as error:
+            raise InvalidRecord("form", f"{names[len(fields)]}: {error}") from error
+        return tuple(fields)
 
     def from_wire(fields: Any) -> Any:
-        if type(fields) is not tuple or len(fields) != len(readers):
-            raise ValueError(f"{cls.__name__} has {len(readers)} fields")
-        return cls(*(_named(name, read, item) for (name, read), item in zip(readers, fields, strict=True)))
+        if type(fields) is not tuple or len(fields) != len(names):
+            raise ValueError(f"{cls.__name__} has {len(names)} fields")
+        values: list[Any] = []
+        try:
+            for (_, read), item in zip(pairs, fields, strict=True):
+                values.append(read(item))
+        except InvalidRecord:
+            raise
+        except (TypeError, ValueError) as error:
+            raise InvalidRecord("form", f"{names[len(values)]}: {error}") from error
+        return cls(*values)
 
     return to_wire, from_wire
-
-
-def _named(name: str, convert: Convert, value: Any) -> Any:
-    try:
-        return convert(value)
-    except InvalidRecord:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InvalidRecord("form", f"{name}: {error}") from error
 
 
 def _converters(hint: Any) -> tuple[Convert, Convert]:
@@ -280,9 +286,7 @@ def _tuple(hint: Any, bounds: Within | None) -> tuple[Convert, Convert]:
 
 def _each(convert: Convert, bounds: Within) -> Convert:
     def run(values: Any) -> Fields:
-        if type(values) is not tuple:
-            raise TypeError(f"expected a tuple, not {type(values).__name__}")
-        return tuple(convert(value) for value in _sized(values, bounds))
+        return tuple([convert(value) for value in _sized(_exactly(values, tuple), bounds)])
 
     return run
 
@@ -291,22 +295,22 @@ def _fixed(converters: list[Convert]) -> Convert:
     def run(values: Any) -> Fields:
         if type(values) is not tuple or len(values) != len(converters):
             raise TypeError(f"expected a tuple of {len(converters)}")
-        return tuple(convert(value) for convert, value in zip(converters, values, strict=True))
+        return tuple([convert(value) for convert, value in zip(converters, values, strict=True)])
 
     return run
 
 
 def _checker(hint: Any, bounds: Within | None) -> Convert:
     if hint is int:
-        return lambda v: _bounded_int(v, bounds or Within(-(2**63), 2**63 - 1))
+        return _integer(bounds) if bounds else _any_integer
     if hint is float:
         return _finite
     if hint is bool:
         return lambda v: _exactly(v, bool)
     if hint is str:
-        return lambda v: _clean_text(v, bounds or Within(0, 4000))
+        return _clean_text(bounds) if bounds else _any_text
     if hint is bytes:
-        return lambda v: _sized(_exactly(v, bytes), bounds or Within(0, MAX_RECORD_BYTES))
+        return _bytes(bounds or Within(0, MAX_RECORD_BYTES))
     raise TypeError(f"no wire form for {hint}")
 
 
@@ -316,11 +320,26 @@ def _exactly(value: Any, kind: type[T]) -> T:
     return value
 
 
-def _bounded_int(value: Any, bounds: Within) -> int:
-    number = _exactly(value, int)
-    if not bounds.low <= number <= bounds.high:
-        raise ValueError(f"{number} is outside {bounds.low} … {bounds.high}")
-    return number
+def _integer(bounds: Within) -> Convert:
+    low, high = bounds.low, bounds.high
+
+    def check(value: Any) -> int:
+        if type(value) is int and low <= value <= high:
+            return value
+        raise ValueError(f"{_exactly(value, int)} is outside {low} … {high}")
+
+    return check
+
+
+def _bytes(bounds: Within) -> Convert:
+    low, high = bounds.low, bounds.high
+
+    def check(value: Any) -> bytes:
+        if type(value) is bytes and low <= len(value) <= high:
+            return value
+        return cast(bytes, _sized(_exactly(value, bytes), bounds))
+
+    return check
 
 
 def _finite(value: Any) -> float:
@@ -336,13 +355,20 @@ def _sized(value: Any, bounds: Within) -> Any:
     return value
 
 
-def _clean_text(value: Any, bounds: Within) -> str:
+def _clean_text(bounds: Within) -> Convert:
     """Refuse control characters, so that no name can forge a line of a log or move a terminal's cursor."""
-    text = _exactly(value, str)
-    _sized(text, bounds)
-    if text and not text.isprintable():
-        raise ValueError("holds characters that do not print")
-    return text
+
+    def check(value: Any) -> str:
+        text = cast(str, _sized(_exactly(value, str), bounds))
+        if text and not text.isprintable():
+            raise ValueError("holds characters that do not print")
+        return text
+
+    return check
+
+
+_any_integer = _integer(Within(-(2**63), 2**63 - 1))
+_any_text = _clean_text(Within(0, 4000))
 
 
 def _scalar(value: Any) -> Any:
@@ -350,7 +376,7 @@ def _scalar(value: Any) -> Any:
     if kind is bool:
         return value
     if kind is int:
-        return _bounded_int(value, Within(-(2**63), 2**63 - 1))
+        return _any_integer(value)
     if kind is float:
         return _finite(value)
-    return _clean_text(value, Within(0, 4000))
+    return _any_text(value)
