@@ -26,7 +26,7 @@ from refold.producers.answers import Answers
 from refold.schemas.canonical import encode
 from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Chain
-from refold.schemas.errors import IntegrityError
+from refold.schemas.errors import IntegrityError, TryAgainError
 from refold.schemas.events import Receipt, Receipts, RoundCommitted, SnapshotTaken
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
@@ -179,6 +179,22 @@ def lost_tail_unnoticed(patch: Patch) -> None:
     patch(aggregation._Active, "_require_covered", lambda self: None)
 
 
+def lost_tail_awaited(patch: Patch) -> None:
+    """Wait for the rest of a log that lost its tail, and tell nobody."""
+
+    def waiting(method: Callable[..., None]) -> Callable[..., None]:
+        def patient(self: Any) -> None:
+            try:
+                method(self)
+            except IntegrityError as error:
+                raise TryAgainError("the log may still come") from error
+
+        return patient
+
+    patch(LogView, "read_to_end", waiting(LogView.read_to_end))
+    patch(aggregation._Active, "_require_covered", waiting(aggregation._Active._require_covered))
+
+
 def evaluation_forgotten(patch: Patch) -> None:
     """Let go of an accepted evaluation while its round is still open."""
     patch(Answers, "_evaluation_of", lambda self, digest: 0)
@@ -232,6 +248,7 @@ BUGS = {
         Bug(deleted_before_commit, ("no verdict", "I11", "covers"), 1500),
         Bug(lost_tail_unnoticed, ("was gone on with",), 1000),
         Bug(left_branch_accepted, ("does not stand on",), 200),
+        Bug(lost_tail_awaited, ("nobody refused",), 200),
         Bug(evaluation_forgotten, ("asked again to evaluate",), 1500),
     )
 }

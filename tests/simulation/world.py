@@ -33,7 +33,7 @@ from tests.simulation.bus import SimBus
 from tests.simulation.clients import Life, Notes
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Fault, Plot
-from tests.simulation.kit import Kit
+from tests.simulation.kit import IDLE_S, Kit
 from tests.simulation.scenario import Scenario
 from tests.simulation.scheduler import FOREVER, Process, Scheduler
 
@@ -55,11 +55,14 @@ class Slot:
     ----------
     is_done
         A client that took part to the end, or that never comes back.
+    since_s
+        When its last life began.
     """
 
     name: str
     process: Process
     lives: int = 0
+    since_s: float = 0.0
     is_done: bool = False
     disk: Disk | None = None
     groups: tuple[str, ...] = ()
@@ -156,6 +159,7 @@ class World:
     def _start_server(self, slot: Slot) -> None:
         slot.process = Process(slot.name)
         slot.lives += 1
+        slot.since_s = self.scheduler.now_s
         self._expect_work()
         member = slot.name if self.scenario.names_stay else f"{slot.name}.{slot.lives}"
         self.scheduler.spawn(slot.process, slot.name, lambda: self._serve(slot, slot.process, member))
@@ -487,6 +491,21 @@ class World:
             self.scheduler.at(self.scheduler.now_s + 0.5, partial(self._start_server, slot))
         self.scheduler.at(self.scheduler.now_s + 6.0, self._mend)
 
+    def _had_to_refuse(self) -> bool:
+        """Whether one that decides lived to see that the tail was lost.
+
+        It takes the place once the lease of who held it before has lapsed. Where another fault struck one of those that may hold
+        it, it may be held by the dead until now, or by who cannot look.
+        """
+        now_s, lease_s = self.scheduler.now_s, self.scenario.session_s + IDLE_S
+        return all(
+            slot.process.alive
+            and now_s - slot.since_s > lease_s
+            and max(slot.process.frozen_until_s, slot.process.cut_off_until_s) <= slot.since_s
+            for slot in self.servers
+            if "detection" in slot.groups
+        )
+
     def _covered_place(self) -> int:
         """Return where in `accepted` the commit lies that `rounds` covers."""
         rounds, _ = follow(self.topics.rounds, self.records(self.topics.rounds))
@@ -498,9 +517,10 @@ class World:
 
     def _mend(self) -> None:
         """Put back what was lost, as from a copy, and start the servers again."""
-        # That nobody refused says nothing: servers may have died of other faults before they looked. That some do is counted.
         if written := self._written_while_lost:
             self.violations.append(f"a log that lost its tail was gone on with: {written} written, {self._refusals} refused")
+        if not self._refusals and self._had_to_refuse():
+            self.violations.append("a log that lost its tail was served: nobody refused")
         self.rare["lost tail refused"] += self._refusals
         assert self._lost_tail is not None
         log = self.bus._log.partitions[Place(self.topics.accepted, 0)]
