@@ -82,9 +82,7 @@ def test_a_planted_bug_is_found(world: World, plant: Callable[[pytest.MonkeyPatc
         wait_until(lambda: world.check().updates >= 2, "the repeat", tend=world.tend, pause_s=0.1)
         for name in world.clients[1:]:
             world.train(name)
-        wait_until(
-            lambda: found(world, PLANTED[plant]), "what the bug does", tend=lambda: server.wait(0.0), pause_s=0.1, timeout_s=10
-        )
+        wait_until(lambda: found(world, PLANTED[plant]), "what the bug does", tend=lambda: server.wait(0.0), pause_s=0.1)
     if plant not in UNSEEN_BY_THE_LOG:
         assert [finding for finding in Audit(world.fed.bus, world.fed.topics).run() if finding.is_broken]
 

@@ -79,8 +79,10 @@ def test_a_sign_flip_of_usual_length_is_rejected_where_the_others_agree(rng: np.
 
 def test_one_tensor_blown_up_is_rejected_though_the_norm_hardly_tells(rng: np.random.Generator) -> None:
     deltas = honest(rng, 10, spread=0.1)
-    deltas[2, -SIZES[1] :] *= 8
-    assert "tensor-norm" in rejected(cohort_of(deltas))["c2"]
+    deltas[:, -SIZES[1] :] *= 0.05
+    # Six times the median is the threshold, and an update may by chance be a third shorter than the others.
+    deltas[2, -SIZES[1] :] *= 12
+    assert rejected(cohort_of(deltas))["c2"] == ("tensor-norm",)
 
 
 def test_a_few_huge_values_are_rejected(rng: np.random.Generator) -> None:
