@@ -368,7 +368,7 @@ def test_who_has_no_right_at_all_is_told_so_and_not_that_there_is_no_federation(
     url = f"{finished.cluster.url}/other"
     with open_bus(url, security=finished.account("stranger")) as bus, pytest.raises(ConfigurationError) as raised:
         refold.create(url, {"w": np.zeros(2, np.float32)}, keys=finished.keys, bus=bus)
-    # Before topics are made: whether there was a log. To who may not know it, the broker says no more of a topic that is not there.
+    # Before topics are made: whether there was a log. The broker does not tell him that there is none.
     assert said(raised) == ("other.rounds", "Describe", "User:stranger")
 
 

@@ -494,8 +494,8 @@ class World:
     def _had_to_refuse(self) -> bool:
         """Whether one that decides lived to see that the tail was lost.
 
-        It takes the place once the lease of who held it before has lapsed. Where another fault struck one of those that may hold
-        it, it may be held by the dead until now, or by who cannot look.
+        It takes the place once the lease of who held it before has lapsed. Where another fault struck one of those that may
+        hold it, the dead may hold it until now, or one that cannot look.
         """
         now_s, lease_s = self.scheduler.now_s, self.scenario.session_s + IDLE_S
         return all(
