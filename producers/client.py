@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from refold.bus.clock import Clock, SystemClock
 from refold.bus.closing import close_all
@@ -23,6 +23,7 @@ from refold.producers.outbox import Outbox
 from refold.producers.own_tensors import OwnTensors
 from refold.producers.privacy import Privacy, PrivateUpdates
 from refold.producers.publisher import Publisher
+from refold.producers.reporting import Reporter, Said
 from refold.producers.residual import Residual
 from refold.producers.residual_file import Amount
 from refold.producers.sealer import Sealer
@@ -30,7 +31,7 @@ from refold.producers.spending import SpendingFile
 from refold.producers.task import Receipt, Task
 from refold.producers.witness import Witness
 from refold.schemas.canonical import Scalar
-from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError
+from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError, UsageError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
@@ -143,6 +144,7 @@ class Client:
             interval_s=lineage.plan.heartbeat_ms / 1000,
             properties=self._properties,
             clock=self._clock,
+            folder=self._outbox.folder,
         )
         return self
 
@@ -321,6 +323,23 @@ class Client:
             self._take_receipt(receipt)
         self._answers.resend()
 
+    def progress(self, **said: Unpack[Said]) -> None:
+        """Say how far the work on a task is: ``epoch``, ``epochs``, ``batch``, ``batches``, ``loss``.
+
+        Told with the next heartbeat; cheap enough for every batch. See `Reporter.progress`.
+        """
+        self._reporter.progress(**said)
+
+    def watch_log(self, file: str | Path | None = None, *, logger: str = "") -> None:
+        """Let heartbeats tell what a log file, or else Python's `logging` in this process, comes to. See `Reporter.watch`."""
+        self._reporter.watch(file, logger=logger)
+
+    @property
+    def _reporter(self) -> Reporter:
+        if self._heartbeat is None:
+            raise UsageError("the client is not open: it has no heartbeats yet", hint="use it in a `with` statement")
+        return self._heartbeat.reporter
+
     @property
     def federation(self) -> str:
         """The federation's name."""
@@ -351,7 +370,7 @@ class Client:
         if self._heartbeat:
             if self._heartbeat.failure is not None:
                 raise self._heartbeat.failure
-            self._heartbeat.vitals.activity = activity
+            self._heartbeat.begin(activity)
 
     def _open_session(self) -> None:
         """Begin a session that is higher than this client's last one, as far as it is known."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy.typing as npt
 
 from refold.producers.checkpoint import ClientCheckpoint
 from refold.producers.outbox import owner_of
+from refold.producers.reporting import Said
 from refold.producers.residual_file import Amount
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import TryAgainError, UsageError
@@ -120,6 +121,10 @@ class Task:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return what `numpy` returns as torch tensors, for ``load_state_dict``."""
         return self._client.own.in_place_of(self.state).torch()
+
+    def progress(self, **said: Unpack[Said]) -> None:
+        """Say how far the work on this task is; as `Client.progress`."""
+        self._client.progress(**said)
 
     def submit(self, state: Mapping[str, Any], *, num_examples: int, metrics: Mapping[str, float] | None = None) -> Receipt:
         """Send what training made of the parameters: arrays or tensors by name.

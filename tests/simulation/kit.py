@@ -21,6 +21,7 @@ import refold.producers.heartbeat
 from refold.bus.clock import SystemClock
 from refold.bus.payloads import send_payload
 from refold.keyring import Keyring
+from refold.producers.measuring import Meter
 from refold.schemas import canonical, codec, keys, payload
 from refold.schemas.keys import SigningKey
 from refold.state.step import Step
@@ -86,6 +87,7 @@ def simulated(world: World) -> Iterator[None]:
         _patch(stack, refold.consumers.server, "threading", threads)
         _patch(stack, refold.producers.heartbeat, "threading", threads)
         _patch(stack, refold.producers.client, "threading", threads)
+        _patch(stack, Meter, "measure", lambda _: ())
         _patch(stack, refold.consumers.server, "STEP_S", IDLE_S)
         _patch(stack, refold.producers.client, "POLL_S", IDLE_S)
         _patch_everywhere(stack, "decode", canonical.decode)
