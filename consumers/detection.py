@@ -43,7 +43,7 @@ from refold.consumers.verdicts import Ruling, events_of, fitting
 from refold.consumers.view import LogView
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
-from refold.schemas.events import DeltasPruned
+from refold.schemas.events import DeltasPruned, RoundClosed
 from refold.schemas.updates import ANSWERS, EVALUATE, TRAIN, Heartbeat
 
 MOST_REFUSED = 4096
@@ -315,6 +315,8 @@ class _Active:
         self._fold(appended.entries)
         if not appended.taken:
             raise self._stand_back()
+        if any(isinstance(event, RoundClosed) for event in events):
+            self._ensemble.learn(self.roster.recent.view(self.roster.plan.round))
         for found in self._suspicions.new(events, self.roster.plan.round):
             self._alerts.raise_(
                 found.subject, found.severity, found.what, found.advice, self.roster.plan.round, kind=found.kind

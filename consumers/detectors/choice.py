@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
+from refold.consumers.detectors.autoencoder import Autoencoder
 from refold.consumers.detectors.contract import Detector
 from refold.consumers.detectors.deviation import Deviation
 from refold.consumers.detectors.direction import Direction
 from refold.consumers.detectors.forest import Forest
+from refold.consumers.detectors.gan import Gan
 from refold.consumers.detectors.neighbours import LocalOutlier, Neighbours
 from refold.consumers.detectors.norm import Norm, TensorNorm
 from refold.consumers.detectors.one_class import OneClass
@@ -25,7 +27,7 @@ from refold.schemas.errors import UsageError
 GROUP = "refold.detectors"
 _ALL = (
     *(Norm, TensorNorm, Quantile, Direction, Pattern, Deviation, Signs, Ranks, Twins, Prediction),
-    *(Forest, OneClass, Neighbours, LocalOutlier, Reported, Root),
+    *(Forest, OneClass, Neighbours, LocalOutlier, Autoencoder, Gan, Reported, Root),
 )
 OWN: dict[str, Callable[[], Detector]] = {kind.name: kind for kind in _ALL}
 DEFAULT = ("norm", "tensor-norm", "quantile", "direction", "pattern")
@@ -38,6 +40,8 @@ def chosen(names: Sequence[str]) -> list[Detector]:
     ------
     UsageError
         There is none of a name.
+    ConfigurationError
+        One needs what is not installed.
     """
     found: list[Detector] = []
     for name in names:

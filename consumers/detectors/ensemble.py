@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ from refold.consumers.detectors.direction import Direction
 from refold.consumers.detectors.norm import Norm, TensorNorm
 from refold.consumers.detectors.pattern import Pattern
 from refold.consumers.detectors.quantile import Quantile
+from refold.consumers.detectors.recent import Past
 from refold.schemas.events import Score
 
 LEAST_COHORT = 3
@@ -66,6 +69,19 @@ class Ensemble:
     def last_fault(self) -> Mapping[str, str]:
         """What each detector that was ever left out did the last time."""
         return self._asking.last_fault
+
+    def learn(self, past: Past) -> None:
+        """Let detectors that learn do so now, in a thread of their own, so that the next judgement only scores."""
+        learning = [found for detector in self.detectors if callable(found := getattr(detector, "learn", None))]
+
+        def work() -> None:
+            for learn in learning:
+                # What fails here fails again where the detector is asked, and is counted there.
+                with contextlib.suppress(Exception):
+                    learn(past)
+
+        if learning:
+            threading.Thread(target=work, name="refold-learning", daemon=True).start()
 
     def judge(self, cohort: Cohort) -> list[Opinion]:
         """Return an opinion of each update; a cohort of fewer than three is accepted, there being nothing to compare with."""

@@ -16,8 +16,8 @@ from refold.consumers.detectors.learned import Learned
 class Forest(Learned):
     """How early random cuts isolate an update's traits."""
 
-    name, version, reason = "forest", 1, "outlier"
-    threshold = 3.5
+    name, version, reason = "forest", 2, "outlier"
+    threshold = 1.8
 
     def _fit(self, rows: Floats) -> Any:
         from sklearn.ensemble import IsolationForest

@@ -1,21 +1,27 @@
 """Detectors that learn from the last rounds' accepted updates: fitted between rounds, only scoring while a round is judged.
 
-They see traits, never parameters. What they say is set against what they say of the updates that they were fitted on, so that
-one threshold serves all: how many interquartile ranges above the upper quartile a score lies.
+They see traits, never parameters, each client's as the mean of its last ones, a newer one counting for more: what a client is
+shows better in four updates than in one. They are fitted on the inner half of what was accepted, since who was bad from the
+start lies in there too and would be learned as usual. What they say is set against what they say of all
+that was accepted, so that one threshold serves all: how many interquartile ranges above the upper quartile a score lies.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats, Scores
-from refold.consumers.detectors.recent import Past
+from refold.consumers.detectors.recent import LATELY, Past, lately
 from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
 
 LEAST_ROWS = 80
 """Fewer accepted updates are nothing to learn from."""
+
+OUTERMOST = 8
+"""How far out a row lies is the mean of so many of its largest deviations."""
 
 MOST = 50.0
 
@@ -28,24 +34,32 @@ class Learned:
 
     def __init__(self, threshold: float | None = None) -> None:
         self.threshold = self.threshold if threshold is None else threshold
+        self._learning = threading.Lock()
         self._key: tuple[int, int] | None = None
         self._model: Any = None
         self._middle = self._spread = np.zeros(0)
         self._usual = (0.0, 1.0)
 
     def learn(self, recent: Past) -> None:
-        """Fit on the updates accepted for rounds before this one; the same updates give the same model."""
-        key = (recent.version, recent.round)
-        if key == self._key:
-            return
-        self._key, self._model = key, None
-        rows = recent.accepted_rows()
+        """Fit on the updates accepted for rounds before this one; the same updates give the same model.
+
+        Who judges meanwhile waits for it.
+        """
+        with self._learning:
+            key = (recent.version, recent.round)
+            if key != self._key:
+                self._model = None
+                self._learn(recent.accepted_rows())
+                self._key = key
+
+    def _learn(self, rows: Floats) -> None:
         if len(rows) < LEAST_ROWS:
             return
         self._middle = np.median(rows, axis=0)
         self._spread = np.maximum(1.4826 * np.median(np.abs(rows - self._middle), axis=0), 0.05)
         scaled = self._scaled(rows)
-        self._model = self._fit(scaled)
+        outward = np.sort(np.abs(scaled), axis=1)[:, -OUTERMOST:].mean(axis=1)
+        self._model = self._fit(scaled[outward <= np.median(outward)])
         low, high = np.percentile(self._score(scaled), [25, 75])
         self._usual = (float(high), max(float(high - low), 1e-6))
 
@@ -56,7 +70,7 @@ class Learned:
         if self._model is None or len(cohort) < LEAST_COHORT:
             silent = np.zeros(len(cohort))
             return Scores(silent, silent + self.threshold, ("not enough history to learn from",) * len(cohort))
-        rows = self._scaled(table(cohort))
+        rows = self._scaled(_lately(cohort))
         values = np.clip((self._score(rows) - self._usual[0]) / self._usual[1], -MOST, MOST)
         worst = np.abs(rows).argmax(axis=1)
         evidence = tuple(f"most unusual in {NAMES[at]}: {row[at]:+.1f} deviations" for at, row in zip(worst, rows, strict=True))
@@ -70,3 +84,9 @@ class Learned:
 
     def _score(self, rows: Floats) -> Floats:
         raise NotImplementedError
+
+
+def _lately(cohort: Cohort) -> Floats:
+    """Return each client's traits of now and of its last updates as one row."""
+    past = [cohort.recent.rows_of(client, LATELY - 1) if cohort.recent else [] for client in cohort.clients]
+    return np.array([lately([now, *rows]) for now, rows in zip(table(cohort), past, strict=True)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
 from refold.consumers.features import Features
 
 ROUNDS = 12
+LATELY, FADING = 4, 0.5
+"""A client's last updates are seen together: so many, each older one counting for this much of the next."""
+
 UPDATES = 1024
 """So many updates are remembered at most, some 6 MB of features; the round of the newest is always whole."""
 
@@ -81,15 +86,26 @@ class Past:
         self._rounds = tuple(found for at, found in reversed(recent.rounds.items()) if at < round_)
 
     def accepted_rows(self) -> Floats:
-        """Return the traits of accepted updates: (updates, traits), newest round first."""
-        rows = [row for found in self._rounds for client, row in found.traits().items() if found.accepted[client]]
+        """Return the traits of accepted updates, each with its client's last before it: (updates, traits), newest first."""
+        rows = [
+            lately(self.rows_of(client, LATELY, first=at))
+            for at, found in enumerate(self._rounds)
+            for client in found.traits()
+            if found.accepted[client]
+        ]
         return np.array(rows) if rows else np.zeros((0, len(NAMES)))
 
-    def rows_of(self, client: str, most: int) -> list[Floats]:
-        """Return the traits of a client's last updates, newest first, whatever their verdicts."""
-        rows = (found.traits().get(client) for found in self._rounds)
-        return [row for row in rows if row is not None][:most]
+    def rows_of(self, client: str, most: int, *, first: int = 0) -> list[Floats]:
+        """Return the traits of a client's last updates, newest first, whatever their verdicts; without the `first` rounds."""
+        rows = (found.traits().get(client) for found in self._rounds[first:])
+        return list(islice((row for row in rows if row is not None), most))
 
     def last(self, client: str) -> Features | None:
         """Return a client's last update, whatever its verdict."""
         return next((found.features_of(client) for found in self._rounds if client in found.features), None)
+
+
+def lately(rows: Sequence[Floats]) -> Floats:
+    """Return the mean of a client's traits, newest first, each older one counting for less."""
+    weights = FADING ** np.arange(len(rows))
+    return np.asarray(weights @ np.array(rows) / weights.sum())

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import refold
-from refold.consumers.detectors import Pattern, Recent, Scores
+from refold.consumers.detectors import Ensemble, Forest, Pattern, Recent, Scores
 from refold.consumers.detectors.choice import DEFAULT, OWN, chosen
 from refold.consumers.detectors.contract import Cohort
 from refold.consumers.detectors.recent import ROUNDS, UPDATES
@@ -18,6 +19,7 @@ from refold.consumers.detectors.trees import Trees
 from refold.consumers.features import Features
 from refold.detection import _Extractor
 from refold.schemas.errors import UsageError
+from refold.testing import eventually
 
 Floats = npt.NDArray[np.float32]
 SIZE = 3000
@@ -59,7 +61,10 @@ def features_of(deltas: Floats) -> tuple[Features, ...]:
     return tuple(features for features in found if isinstance(features, Features))
 
 
-@pytest.mark.parametrize("name", [name for name in OWN if name not in ("reported", "root")])
+NOT_OF_DELTAS, WITH_TORCH = ("reported", "root"), ("autoencoder", "gan")
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name not in NOT_OF_DELTAS + WITH_TORCH])
 def test_every_detector_alone_leaves_honest_clients_alone(rng: np.random.Generator, name: str) -> None:
     found = judged((name,), World(rng), 12, lambda deltas, round_: None)
     refused = sum(map(len, found))
@@ -221,3 +226,25 @@ def test_the_default_detectors_load_no_scikit_learn_and_no_torch() -> None:
         "assert not {'torch', 'sklearn'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_learns_does_so_between_rounds_and_only_scores_while_a_round_is_judged(rng: np.random.Generator) -> None:
+    class Learner(Forest):
+        fitted_by: tuple[str, ...] = ()
+
+        def _fit(self, rows: npt.NDArray[np.float64]) -> object:
+            self.fitted_by += (threading.current_thread().name,)
+            return super()._fit(rows)
+
+    world, recent, learner = World(rng), Recent(), Learner()
+    ensemble = Ensemble([learner])
+    for round_ in range(1, 8):
+        names, features = tuple(f"c{index}" for index in range(16)), features_of(world.round())
+        ensemble.judge(Cohort(round_, names, features, recent=recent.view(round_)))
+        for client, found in zip(names, features, strict=True):
+            recent.take(round_, client, found, accepted=True)
+        before = len(learner.fitted_by)
+        ensemble.learn(recent.view(round_ + 1))
+        eventually(lambda before=before, round_=round_: len(learner.fitted_by) > before or round_ < 5)
+    assert set(learner.fitted_by) == {"refold-learning"}
+    assert len(learner.fitted_by) == 3
