@@ -6,13 +6,14 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from refold.bus._kafka_failures import explain, in_the_end
 from refold.bus._kafka_tls import TlsContext
 from refold.bus._kafka_transport import open_transport
 from refold.bus.security import KafkaSecurity
-from refold.schemas.errors import RefoldError
+from refold.schemas.errors import ConfigurationError, RefoldError
 
 with warnings.catch_warnings():
     # As in `_kafka_errors`.
@@ -67,10 +68,18 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python
     def get_connection(self, node_id: Any, *how: Any, **named: Any) -> Any:
         """Return a connection, made if it is not there."""
         known = self._conns.get(node_id)
+        if known is None:
+            self._take_password()
         connection = super().get_connection(node_id, *how, **named)
         if connection is not known:
             connection.close_future.add_errback(lambda error: self._failed(node_id, error))
         return connection
+
+    def _take_password(self) -> None:
+        """Let the next connection have the password that is in its file now, if that can be read at this moment."""
+        if self._security.password_file is not None:
+            with suppress(ConfigurationError):
+                self.config["sasl_plain_password"] = self._security.read_password()
 
     def _failed(self, node_id: Any, error: BaseException) -> None:
         self._fault_at = time.monotonic()

@@ -13,6 +13,7 @@ own questions share one. No transactions are used: what the log means is decided
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +34,13 @@ from refold.bus.security import KafkaSecurity
 from refold.bus.symptoms import Symptom
 from refold.schemas.errors import ConfigurationError, UsageError
 
+log = logging.getLogger("refold.bus")
+
+UNENCRYPTED = (
+    "{user} signs in without TLS (tls=false): whoever is on the way can read {what}, and change it; "
+    "leave tls=false out where the brokers have a port with TLS"
+)
+
 
 def open_kafka(parts: BusUrl, security: KafkaSecurity | None = None) -> KafkaBus:
     """Open the cluster that a bus URL names, as `security` or, without it, the environment says.
@@ -45,12 +53,19 @@ def open_kafka(parts: BusUrl, security: KafkaSecurity | None = None) -> KafkaBus
     BusError
         No broker answers.
     """
+    security = security or KafkaSecurity.from_environment()
+    if security.user is not None and not security.is_encrypted:
+        log.warning("%s", UNENCRYPTED.format(user=security.user, what=_what_is_read(security)))
     return KafkaBus(
         tuple(parts.location.split(",")),
         federation=parts.federation,
         replication=parts.replication,
-        security=security or KafkaSecurity.from_environment(),
+        security=security,
     )
+
+
+def _what_is_read(security: KafkaSecurity) -> str:
+    return "its password and all that is sent" if security.mechanism == "PLAIN" else "all that is sent"
 
 
 class KafkaBus:

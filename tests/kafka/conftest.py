@@ -30,7 +30,7 @@ def secured_kafka(kafka_is_available: None, tmp_path_factory: pytest.TempPathFac
     """Yield a broker that asks who is calling, and has one port for each thing that may be wrong with a port."""
     folder = tmp_path_factory.mktemp("secured")
     authority = Authority(folder)
-    users = ("founder", "server", "operator", "auditor", "ward-1", "ward-2", "stranger")
+    users = ("founder", "server", "operator", "auditor", "ward-1", "ward-2", "stranger", "changing")
     more = {
         "EXPIRED": Listener("SSL", authority.issue("expired", valid=timedelta(days=-1))),
         "ELSEWHERE": Listener("SSL", authority.issue("elsewhere", hosts=["broker.example"])),

@@ -7,15 +7,19 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka.admin import KafkaAdminClient, ScramMechanism, UserScramCredentialUpsertion
 
-from refold.bus import KafkaSecurity, open_bus
+from refold.bus import Bus, KafkaSecurity, open_bus
+from refold.bus.kafka import KafkaBus
 from refold.cli import run
-from refold.schemas.errors import ConfigurationError
+from refold.schemas.errors import BusError, ConfigurationError, NotFoundError
+from refold.testing import eventually
 from refold.testing.kafka import Authority, Cluster, Secured
 
 pytestmark = pytest.mark.kafka
@@ -58,6 +62,12 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
         return error
 
     return look
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for a broker less long, where it is only asked what is said in the end; all of it is waited for elsewhere."""
+    monkeypatch.setattr("refold.bus._kafka_client.CONNECT_S", 2.5)
 
 
 def test_wrong_password(secured_kafka: Cluster, secured: Secured, told: Told) -> None:
@@ -129,6 +139,7 @@ def test_wrong_name_of_the_host(secured_kafka: Cluster, secured: Secured, told: 
     assert "subjectAltName" in error["hint"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_client_with_tls_at_a_port_without(secured_kafka: Cluster, secured: Secured, told: Told) -> None:
     for security in (KafkaSecurity(ca=secured.authority.ca), secured.account("ward-1")):
         error = told(secured_kafka.port_of("PLAIN"), security)
@@ -144,6 +155,7 @@ def test_a_client_without_tls_at_a_port_with_it(secured_kafka: Cluster, secured:
         assert "tls=true" in error["hint"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_client_without_an_account_at_a_port_that_asks_for_one(secured_kafka: Cluster, secured: Secured, told: Told) -> None:
     for port, security in (
         (secured_kafka.ports[1], KafkaSecurity(ca=secured.authority.ca)),
@@ -162,6 +174,7 @@ def test_a_client_with_an_account_at_a_port_that_asks_for_none(secured_kafka: Cl
     assert "asks for no account" in error["message"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_wrong_address(told: Told) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -187,13 +200,77 @@ def test_of_several_brokers_the_one_that_can_be_reached_is_enough(secured_kafka:
         open_bus(f"kafka://{brokers}/wards", security=secured.account("ward-1")).close()
 
 
+def cut(bus: Bus) -> None:
+    """Close the connections of a bus's own questions, as a network between it and its broker may."""
+    assert isinstance(bus, KafkaBus)
+    for connection in list(bus._client._manager._conns.values()):
+        bus._client._net.call_soon_with_future(connection.close)
+
+
+def change_password(cluster: Cluster, secured: Secured, user: str, password: str) -> None:
+    """Change an account's password, and return once the broker takes the new one."""
+    brokers = cluster.certificate_url.removeprefix("kafka://")
+    admin = KafkaAdminClient(bootstrap_servers=brokers, security_protocol="SSL", ssl_context=secured.context())
+    try:
+        changed = [UserScramCredentialUpsertion(user, ScramMechanism.SCRAM_SHA_512, password)]
+        assert admin.alter_user_scram_credentials(changed) == {user: None}
+    finally:
+        admin.close()
+    security = replace(secured.account(user), password=password)
+
+    def is_taken() -> bool:
+        with suppress(ConfigurationError):
+            open_bus(f"{cluster.url}/wards", security=security).close()
+            return True
+        return False
+
+    eventually(is_taken)
+
+
 def test_a_password_that_is_changed_ends_those_who_do_not_know_it_and_not_those_who_do(
-    secured_kafka: Cluster, secured: Secured
+    secured_kafka: Cluster, secured: Secured, tmp_path: Path
 ) -> None:
-    """kafka-python would never ask that broker again."""
-    wrong = replace(secured.account("ward-1"), password="not-the-password")
-    began = time.monotonic()
-    with pytest.raises(ConfigurationError):
-        open_bus(f"{secured_kafka.url}/wards", security=wrong)
-    assert time.monotonic() - began < 5
-    open_bus(f"{secured_kafka.url}/wards", security=secured.account("ward-1")).close()
+    """Connections that are open stay; the next takes what is in the file by then. kafka-python would never ask again."""
+    url, told = f"{secured_kafka.url}/wards", secured.account("changing")
+    file = tmp_path / "password"
+    file.write_text(told.read_password())
+    reads = replace(told, password=None, password_file=file)
+    with open_bus(url, security=told) as knows_the_old, open_bus(url, security=reads) as reads_the_file:
+        for bus in (knows_the_old, reads_the_file):
+            bus.topics()
+        change_password(secured_kafka, secured, "changing", "another-one")
+        for bus in (knows_the_old, reads_the_file):
+            bus.topics()
+        with pytest.raises(ConfigurationError, match="refused the user name or the password"):
+            knows_the_old.producer()
+        file.write_text("another-one")
+        for bus in (knows_the_old, reads_the_file):
+            cut(bus)
+        began = time.monotonic()
+        with pytest.raises(ConfigurationError, match="refused the user name or the password"):
+            knows_the_old.topics()
+        assert time.monotonic() - began < LIMIT_S
+        reads_the_file.topics()
+        reads_the_file.producer().close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_broker_that_freezes_in_the_tls_handshake_is_told_of_and_gone_on_with_when_it_thaws(
+    secured_kafka: Cluster, secured: Secured, told: Told
+) -> None:
+    admin = secured.certificate("admin")
+    with open_bus(f"{secured_kafka.certificate_url}/wards", security=admin) as bus:
+        assert isinstance(bus, KafkaBus)
+        secured_kafka.freeze(1)
+        try:
+            error = told(secured_kafka.ports[1], secured.account("ward-1"))
+            cut(bus)
+            began = time.monotonic()
+            with pytest.raises(BusError):
+                bus._client.look_up("wards.nothing", 2.0)
+            assert time.monotonic() - began < 4
+        finally:
+            secured_kafka.thaw(1)
+        assert error["exit_code"] == 69
+        with pytest.raises(NotFoundError):
+            bus._client.look_up("wards.nothing")

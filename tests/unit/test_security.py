@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from kafka.protocol.sasl import SaslAuthenticateRequest
 
+from refold.bus import open_bus
 from refold.bus._kafka_tls import TlsContext, make_context, own_name
 from refold.bus.security import PREFIX, KafkaSecurity
 from refold.cli import run
@@ -44,6 +45,17 @@ def authority(tmp_path: Path) -> Iterator[Authority]:
 )
 def test_an_account_is_shown_over_tls_alone_unless_that_is_refused_in_words(said, protocol):
     assert KafkaSecurity(**said).protocol == protocol
+
+
+@pytest.mark.parametrize(("mechanism", "read"), [("PLAIN", "can read its password and"), ("SCRAM-SHA-512", "can read all")])
+def test_an_account_without_tls_is_warned_of_at_every_start(mechanism, read, caplog, monkeypatch):
+    monkeypatch.setattr("refold.bus.kafka.KafkaBus", lambda *_, **__: None)
+    for tls in (True, False):
+        open_bus("kafka://broker:9092/wards", security=KafkaSecurity(user="w", password=SECRET, tls=tls, mechanism=mechanism))
+    [warned] = caplog.messages
+    assert read in warned
+    assert "tls=false" in warned
+    assert SECRET not in warned
 
 
 @pytest.mark.parametrize(
