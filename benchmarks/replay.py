@@ -41,7 +41,8 @@ from refold.state.aggregation import WeightedMean
 from refold.state.delta import delta_of
 from refold.state.model_state import ModelState, initial_state
 from refold.state.optimizers import FedAdam, FedAvg, Optimizer
-from refold.state.replay import PARAMETERS, SLOTS, RoundEntry, rebuild
+from refold.state.paths import RoundEntry
+from refold.state.replay import PARAMETERS, SLOTS, rebuild
 from refold.state.step import Step, compute_step
 
 PEERS = ("model", "model+adam")

@@ -86,7 +86,7 @@ def soak(world: World, brokers: ProxiedCluster | None, options: argparse.Namespa
     """Run a federation, undisturbed and then not, and return what was found."""
     chance = random.Random(options.seed)
     world.tell(session_timeout_s=SESSION_S, patches=PATCHES)
-    world.found(clients=CLIENTS, model=busy_model(310), deadline_s=3.0, snapshots=refold.SnapshotPolicy(1, 1))
+    world.found(clients=CLIENTS, model=busy_model(420), deadline_s=3.0, snapshots=refold.SnapshotPolicy(1, 1))
     servers = {group: world.serve(group) for group in GROUPS}
     clients = [world.train(name) for name in world.clients]
     given = (world, servers, clients, chance, nonsense(world, chance))

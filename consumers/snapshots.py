@@ -1,4 +1,6 @@
-"""Group `snapshots`: takes and prunes snapshots by policy, beside training. One member is active.
+"""Group `snapshots`: takes and prunes snapshots by policy and merges steps, beside training. One member is active.
+
+What it does about merged steps, `refold.consumers.merging` says.
 
 A snapshot is written in this order:
 
@@ -25,6 +27,7 @@ from refold.bus.contract import Bus, Place
 from refold.bus.payloads import Sent, send_payload
 from refold.bus.ranges import records_in
 from refold.bus.topics import Topics, event_headers
+from refold.consumers.merging import Merging
 from refold.consumers.standby import Standby
 from refold.producers.history import History
 from refold.schemas.canonical import encode
@@ -65,6 +68,7 @@ class _Active:
         self._producer = bus.producer()
         self._partitions = bus.topics()[topics.snapshot_chunks].partitions
         self._state: ModelState | None = None
+        self._merging = Merging(bus, topics, self._history, self._producer, clock)
         self._history.refresh()
         self._sweep()
 
@@ -77,6 +81,9 @@ class _Active:
         if due is not None:
             self._take(due)
             self._prune()
+        elif self._merging.turn():
+            self._history.refresh()
+            return True
         return due is not None or lineage.next_index != before
 
     def _due(self) -> int | None:
@@ -177,7 +184,7 @@ class _Active:
         self._producer.flush()
 
     def close(self) -> None:
-        close_all(self._history, self._producer)
+        close_all(self._history, self._merging, self._producer)
 
 
 def chunk_key(round_: int, attempt: bytes, part: bytes, index: int) -> bytes:

@@ -239,7 +239,7 @@ class Client:
         while True:
             self._history.refresh()
             try:
-                return self._history.rebuild(round_, held=held, slots=False)
+                return self._history.rebuild(round_, held=held, slots=False, least="bytes")
             except NotFoundError:
                 held = None
                 if self._clock.monotonic_s() > deadline_s:

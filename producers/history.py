@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from refold.bus.contract import Bus, Place
 from refold.bus.payloads import PayloadReader
@@ -20,13 +21,17 @@ from refold.producers.lineage import (
 )
 from refold.schemas.canonical import decode
 from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError
-from refold.schemas.events import Genesis, RoundCommitted, SnapshotTaken
+from refold.schemas.events import Genesis, RoundCommitted, SnapshotTaken, StepsMerged
+from refold.schemas.merged import piece_of
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload
 from refold.state.model_state import ModelState
-from refold.state.replay import PARAMETERS, RoundEntry, find_path, rebuild
+from refold.state.paths import Least, MergedEntry, Path, Piece, RoundEntry, find_path
+from refold.state.replay import PARAMETERS, PieceBrokenError, Progress, follow, slots_fit, verify_state
 
 log = logging.getLogger("refold.history")
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -39,10 +44,17 @@ class Chunks:
     steps: PayloadReader
     snapshot_chunks: PayloadReader
     deltas: PayloadReader | None
+    merged_steps: dict[Piece, StepsMerged] = field(default_factory=dict)
 
     def step(self, round_: int, part: str) -> Iterable[bytes]:
         """Yield the chunks of a round's step."""
         event = self.lineage.rounds[round_]
+        payload = event.step if part == PARAMETERS else event.slots_step
+        return self.steps.read(payload) if payload is not None else ()
+
+    def merged(self, piece: Piece, part: str) -> Iterable[bytes]:
+        """Yield the chunks of a merged step."""
+        event = self.merged_steps[piece]
         payload = event.step if part == PARAMETERS else event.slots_step
         return self.steps.read(payload) if payload is not None else ()
 
@@ -93,7 +105,9 @@ class History:
         self._manifests = bus.consumer()
         self._manifests.assign([self._place])
         self.snapshots: dict[int, SnapshotTaken] = {}
+        self.merged: dict[Piece, StepsMerged] = {}
         self._known_rounds: dict[int, RoundEntry] = {}
+        self._known_merged: dict[Piece, MergedEntry] = {}
         self._chunks = Chunks(
             self.rounds.lineage,
             self.snapshots,
@@ -101,6 +115,7 @@ class History:
             PayloadReader(bus, topics.steps),
             PayloadReader(bus, topics.snapshot_chunks),
             PayloadReader(bus, topics.deltas) if genesis else None,
+            self.merged,
         )
 
     @property
@@ -132,22 +147,55 @@ class History:
 
     def _take_manifest(self, key: bytes, value: bytes | None) -> None:
         """Take the newest value of each key; a manifest that cannot be read is as good as none."""
-        if not key.isdigit() or len(key) > 18:
-            return
-        self.snapshots.pop(int(key), None)
-        try:
-            taken = decode(value, SnapshotTaken) if value is not None else None
-        except InvalidRecord as error:
-            log.warning("snapshot manifest %s cannot be read: %s", key.decode(), error)
-            return
-        if taken is not None and taken.round == int(key) and self._agrees(taken):
-            self.snapshots[taken.round] = taken
+        piece = piece_of(key)
+        if piece is not None:
+            self.merged.pop(piece, None)
+            self._take_merged(piece, value)
+        elif key.isdigit() and len(key) <= 18:
+            self.snapshots.pop(int(key), None)
+            self._take_snapshot(int(key), value)
 
-    def _agrees(self, taken: SnapshotTaken) -> bool:
-        """Whether a snapshot is of this federation and round: the log knows the digests."""
-        if self.lineage.state_digest(taken.round) is None:
-            self.rounds.read_to_end()  # Its round was committed before it was taken, if it is one of ours.
-        return self.lineage.state_digest(taken.round) == taken.state_digest
+    def _take_snapshot(self, round_: int, value: bytes | None) -> None:
+        taken = _read_manifest(value, SnapshotTaken, f"round {round_}")
+        if taken is not None and taken.round == round_ and self._agrees(taken.round, taken.state_digest):
+            self.snapshots[round_] = taken
+
+    def _take_merged(self, piece: Piece, value: bytes | None) -> None:
+        made = _read_manifest(value, StepsMerged, f"the merged step {piece}")
+        if made is None or made.piece != piece:
+            return
+        if self._agrees(made.last, made.last_digest) and self._agrees(made.first, made.first_digest):
+            self.merged[piece] = made
+
+    def _agrees(self, round_: int, state_digest: bytes) -> bool:
+        """Whether a manifest is of this federation and round: the log knows the digests."""
+        if self.lineage.state_digest(round_) is None:
+            self.rounds.read_to_end()  # Its round was committed before it was written, if it is one of ours.
+        return self.lineage.state_digest(round_) == state_digest
+
+    def find_path(
+        self,
+        round_: int,
+        *,
+        held: int | None = None,
+        start: int | None = None,
+        without: Collection[Piece | int] = (),
+        least: Least = "steps",
+    ) -> Path:
+        """Return the cheapest way to a round as the log stands; parameters as in `rebuild`.
+
+        Parameters
+        ----------
+        held
+            A round whose state costs nothing.
+        without
+            Steps and snapshots that are not to be had.
+        """
+        steps = {piece for piece in without if isinstance(piece, tuple)}
+        starts = {known: size for known, size in self._starts(start).items() if known not in without}
+        return find_path(
+            round_, self._entries(), starts, self._merged_entries().values(), held=held, without=steps, least=least
+        )
 
     def rebuild(
         self,
@@ -158,10 +206,12 @@ class History:
         verify: bool = True,
         threads: int = 1,
         start: int | None = None,
+        least: Least = "steps",
+        progress: Progress | None = None,
     ) -> ModelState:
         """Return a round's state, verified against its recorded digest unless told otherwise.
 
-        A snapshot that turns out to be broken is passed over with a warning, and the next way is taken.
+        A snapshot or step that turns out to be broken is passed over with a warning, and the next way is taken.
 
         Parameters
         ----------
@@ -169,6 +219,10 @@ class History:
             A state to start from, given away.
         start
             Start from the snapshot of this round and no other.
+        least
+            What the way is chosen by, as in `find_path`.
+        progress
+            Told how many bytes of how many were read.
 
         Raises
         ------
@@ -178,32 +232,47 @@ class History:
             No way leads to the recorded state.
         """
         entries = self._entries()
-        candidates = self._starts() if start is None else {start} & self._starts()
+        without: set[Piece | int] = set()
+        failure: IntegrityError | None = None
+        if held is not None and slots and not slots_fit(held, entries):
+            held = None
         while True:
-            path = find_path(round_, entries, ([held.round] if held else []) + sorted(candidates))
             try:
-                return rebuild(
-                    round_,
-                    self.schema,
-                    entries,
-                    sorted(candidates),
-                    self._chunks,
-                    held=held,
-                    slots=slots,
-                    verify=verify,
-                    threads=threads,
-                )
+                path = self.find_path(round_, held=held.round if held else None, start=start, without=without, least=least)
+            except NotFoundError as error:
+                raise failure or error from None
+            is_held = held is not None and held.round == path.start
+            try:
+                state = self._follow(path, held, slots=slots, threads=threads, progress=progress)
+                if verify:
+                    verify_state(state, entries[round_], slots=slots, threads=threads)
+                return state
             except IntegrityError as error:
-                candidates = candidates - {path.start}
-                if held is not None:
-                    held = None
-                    candidates = self._starts()
-                if not candidates:
-                    raise
+                without |= _suspects(path, error, is_held=is_held)
+                failure, held = error, None
                 log.warning("round %d is not to be had from round %d (%s); taking another way", round_, path.start, error)
 
-    def _starts(self) -> set[int]:
-        return set(self.snapshots) | ({0} if self._chunks.initial is not None else set())
+    def _follow(
+        self, path: Path, held: ModelState | None, *, slots: bool, threads: int, progress: Progress | None
+    ) -> ModelState:
+        return follow(
+            path,
+            self.schema,
+            self._entries(),
+            self._chunks,
+            merged=self._merged_entries(),
+            held=held,
+            slots=slots,
+            threads=threads,
+            progress=progress,
+        )
+
+    def _starts(self, only: int | None = None) -> dict[int, int]:
+        """Return the rounds whose state lies somewhere whole, with its bytes; of one alone if told so."""
+        found = {round_: _size(taken.parameters) + _size(taken.slots) for round_, taken in self.snapshots.items()}
+        if self._chunks.initial is not None:
+            found.setdefault(0, _size(self._chunks.initial))
+        return found if only is None else {round_: size for round_, size in found.items() if round_ == only}
 
     def _entries(self) -> dict[int, RoundEntry]:
         """Return every round as replay knows it; rounds are never reused, so only new ones are looked at."""
@@ -213,8 +282,15 @@ class History:
         entries = self._known_rounds
         entries.setdefault(0, RoundEntry(0, None, None, {}, opened.parameters_digest, opened.state_digest))
         for round_ in range(len(entries), self.lineage.head + 1):
-            entries[round_] = _entry(self.lineage.rounds[round_])
+            entries[round_] = entry_of(self.lineage.rounds[round_])
         return entries
+
+    def _merged_entries(self) -> dict[Piece, MergedEntry]:
+        for piece in self._known_merged.keys() - self.merged.keys():
+            del self._known_merged[piece]
+        for piece in self.merged.keys() - self._known_merged.keys():
+            self._known_merged[piece] = merged_entry_of(self.merged[piece])
+        return self._known_merged
 
     def close(self) -> None:
         """Let go of the readers."""
@@ -225,7 +301,8 @@ class History:
                 reader.close()
 
 
-def _entry(event: RoundCommitted) -> RoundEntry:
+def entry_of(event: RoundCommitted) -> RoundEntry:
+    """Return what replay knows of a committed round."""
     return RoundEntry(
         event.round,
         event.parent,
@@ -233,4 +310,37 @@ def _entry(event: RoundCommitted) -> RoundEntry:
         dict(event.slot_exponents),
         event.parameters_digest,
         event.state_digest,
+        _size(event.step) + _size(event.slots_step),
     )
+
+
+def merged_entry_of(event: StepsMerged) -> MergedEntry:
+    """Return what replay knows of a merged step."""
+    size = _size(event.step) + _size(event.slots_step)
+    return MergedEntry(event.first, event.last, event.step_exponents, dict(event.slot_exponents), size)
+
+
+def _size(payload: Payload | None) -> int:
+    return payload.size_bytes if payload is not None else 0
+
+
+def _read_manifest(value: bytes | None, kind: type[T], what: str) -> T | None:
+    try:
+        return decode(value, kind) if value is not None else None
+    except InvalidRecord as error:
+        log.warning("the manifest of %s cannot be read: %s", what, error)
+        return None
+
+
+def _suspects(path: Path, error: IntegrityError, *, is_held: bool) -> set[Piece | int]:
+    """Return what to do without after a failure: the piece that could not be read, else what the log does not hold itself.
+
+    Where the result was another state than the recorded one, that is the merged steps, or where there were none the state
+    that the way began with.
+    """
+    if isinstance(error, PieceBrokenError):
+        return {error.piece}
+    merged: set[Piece | int] = {leg.piece for leg in path.legs if leg.merged}
+    if merged or is_held:
+        return merged
+    return {path.start}

@@ -14,6 +14,7 @@ from refold.schemas.erasure import PruningChanged as PruningChanged
 from refold.schemas.identity import ClientEnrolled as ClientEnrolled
 from refold.schemas.identity import CommandId
 from refold.schemas.identity import PublicKey as PublicKey
+from refold.schemas.merged import StepsMerged as StepsMerged
 from refold.schemas.merkle import MAX_PATH
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload, PlaceHint

@@ -131,6 +131,8 @@ class Summary:
         Rounds with updates that do not open, once for each: their client was erased, or their key is not at hand.
     snapshots
         Snapshots that were loaded and agree.
+    merged
+        Merged steps that are the sum of their rounds' steps.
     signed, unsigned
         Accepted updates whose client's signature was checked, and those from before the log kept what that takes.
     checkpoints
@@ -157,6 +159,7 @@ class Summary:
     sealed: list[int] = field(default_factory=list)
     payloads: int = 0
     snapshots: int = 0
+    merged: int = 0
     signed: int = 0
     unsigned: int = 0
     checkpoints: int = 0

@@ -17,12 +17,13 @@ from refold.consumers.audit.findings import DIGESTS, PAYLOADS, STEPS, Finding, S
 from refold.consumers.audit.rounds import Made
 from refold.consumers.audit.steps import SAME, UNREAD, UNREADABLE, StepAudit
 from refold.consumers.sealing import SealingKeys
-from refold.producers.history import Chunks
+from refold.producers.history import Chunks, entry_of
 from refold.producers.lineage import Lineage
 from refold.schemas.errors import NotFoundError
 from refold.schemas.events import Genesis, RoundCommitted, SnapshotTaken
 from refold.state.model_state import ModelState
-from refold.state.replay import Path, RoundEntry, find_path, load_snapshot, walk
+from refold.state.paths import Leg, Path, RoundEntry, find_path
+from refold.state.replay import load_snapshot, walk
 from refold.state.step import Step, Void
 
 
@@ -81,7 +82,7 @@ class ReplayAudit:
     def fold(self, made: Made) -> Iterator[Finding]:
         """Take a round in, and yield what is wrong with it."""
         event = made.committed
-        self._entries[event.round] = _entry_of(event)
+        self._entries[event.round] = entry_of(event)
         for member in made.kept:
             yield from self.steps.readable(member)
         state = self._state
@@ -130,7 +131,7 @@ class ReplayAudit:
         if found == UNREAD:
             return self._with(state, fallback, event)
         try:
-            walk(state, Path(event.parent, (), (event.round,)), self._entries, self._source)
+            walk(state, Path(event.parent, (Leg(event.parent, event.round, 1),)), self._entries, self._source)
         except UNREADABLE as error:
             yield self.steps.at(STEPS, f"the recorded step cannot be applied: {error.message}", made)
             return self._from_snapshot(event.round)
@@ -143,7 +144,7 @@ class ReplayAudit:
         if found == SAME:
             return state  # The deltas give this state too: only the record is wrong.
         if fallback is not None:
-            walk(state, Path(event.round, (event.round,), ()), self._entries, self._source)
+            walk(state, Path(event.round, (Leg(event.parent, event.round, -1),)), self._entries, self._source)
         return self._with(state, fallback, event)
 
     def _with(self, state: ModelState, computed: Step | None, event: RoundCommitted) -> ModelState | None:
@@ -170,12 +171,6 @@ class ReplayAudit:
         self._state = None
         for reader in (self._steps, self._deltas, self._snapshot_chunks):
             reader.close()
-
-
-def _entry_of(event: RoundCommitted) -> RoundEntry:
-    exponents = event.step_exponents if event.step is not None else None
-    slots = dict(event.slot_exponents)
-    return RoundEntry(event.round, event.parent, exponents, slots, event.parameters_digest, event.state_digest)
 
 
 def _digest_difference(state: ModelState, event: RoundCommitted) -> str:

@@ -13,6 +13,7 @@ from refold.consumers.audit.checkpoints import CheckpointAudit
 from refold.consumers.audit.copies import audit_copy
 from refold.consumers.audit.findings import CHAIN, Finding, Progress, Summary
 from refold.consumers.audit.identity import CHANGES
+from refold.consumers.audit.merged import MergedAudit
 from refold.consumers.audit.orders import Done, audit_orders
 from refold.consumers.audit.replay import ReplayAudit
 from refold.consumers.audit.rounds import Made, RoundAudit
@@ -120,6 +121,8 @@ class Audit:
         yield from audit_orders(self._bus, self._topics, told.genesis, self._done)
         yield from SourceAudit(self._bus, self._topics, verdicts, self.summary).findings(progress)
         yield from snapshots.findings(told.genesis.schema, told.lineage, progress, load=not self._quick)
+        merged = MergedAudit(self._bus, self._topics, self.summary, snapshots.merged)
+        yield from merged.findings(told.genesis.schema, told.lineage, progress, load=not self._quick)
 
     def _side_by_side(
         self,

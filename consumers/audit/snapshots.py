@@ -12,21 +12,24 @@ from refold.producers.history import Chunks
 from refold.producers.lineage import Lineage
 from refold.schemas.canonical import decode
 from refold.schemas.errors import IntegrityError, InvalidRecord
-from refold.schemas.events import SnapshotTaken
+from refold.schemas.events import SnapshotTaken, StepsMerged
+from refold.schemas.merged import piece_of
 from refold.schemas.model import ModelSchema
-from refold.state.replay import RoundEntry, load_snapshot
+from refold.state.paths import Piece, RoundEntry
+from refold.state.replay import load_snapshot
 
 HINT = "nothing is lost, a rebuild takes another way; delete it, and the next server takes a new one"
 
 
 class SnapshotAudit:
-    """Reads the manifests as they stand when it is made."""
+    """Reads the manifests, those of merged steps too, as they stand when it is made."""
 
     def __init__(self, bus: Bus, topics: Topics, summary: Summary) -> None:
         self._bus = bus
         self._topics = topics
         self._summary = summary
         self._offsets: dict[int, int] = {}
+        self.merged: dict[Piece, tuple[int, StepsMerged]] = {}
         self._unreadable: list[Finding] = []
         self.manifests = self._read()
 
@@ -35,6 +38,7 @@ class SnapshotAudit:
         place = Place(self._topics.snapshots, 0)
         found: dict[int, SnapshotTaken] = {}
         self._unreadable = []
+        self.merged = {}
         end = self._bus.end_offset(place)
         with self._bus.consumer() as consumer:
             consumer.assign([place])
@@ -44,6 +48,10 @@ class SnapshotAudit:
         return found
 
     def _take(self, key: bytes, value: bytes | None, offset: int, found: dict[int, SnapshotTaken]) -> None:
+        piece = piece_of(key)
+        if piece is not None:
+            self._take_merged(piece, value, offset)
+            return
         round_ = int(key) if key.isdigit() and len(key) < 19 else None
         if round_ is not None:
             found.pop(round_, None)
@@ -59,6 +67,19 @@ class SnapshotAudit:
             return
         found[taken.round] = taken
         self._offsets[taken.round] = offset
+
+    def _take_merged(self, piece: Piece, value: bytes | None, offset: int) -> None:
+        self.merged.pop(piece, None)
+        try:
+            made = decode(value, StepsMerged) if value is not None else None
+        except InvalidRecord as error:
+            self._unreadable.append(self._at(f"a merged step's manifest cannot be read: {error.message}", piece[1], offset))
+            return
+        if made is not None and made.piece != piece:
+            what = f"the manifest of rounds {made.first + 1} to {made.last} lies under another key"
+            self._unreadable.append(self._at(what, piece[1], offset))
+        elif made is not None:
+            self.merged[piece] = offset, made
 
     def findings(self, schema: ModelSchema, lineage: Lineage, progress: Progress, *, load: bool) -> Iterator[Finding]:
         """Compare every snapshot with the log, and with `load` its bytes with its digests. Holds one state at a time."""

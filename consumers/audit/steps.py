@@ -20,7 +20,7 @@ from refold.schemas.layout import Integers, Layout
 from refold.schemas.payload import Payload, chunk_digest, payload_root
 from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
-from refold.state.step import Step, Void, compute_step
+from refold.state.step import FORMER_DIVISORS, SPREAD_DIVISOR, Step, Void, compute_step
 
 UNREADABLE = (IntegrityError, InvalidRecord)
 SAME, OTHER, UNREAD, UNKNOWN = "same", "other", "unread", "unknown"
@@ -63,10 +63,10 @@ class StepAudit:
         """Return the step that the accepted deltas give; None where they were pruned, erased or cannot be read."""
         if made.closed is None or not made.members:
             return None
-        members = [(Member(a.event.origin.digest, a.event.origin.client, a.weight), a.index, a.event) for a in made.members]
         try:
-            summed = aggregate(members, self._deltas, made.closed.rule)
-            step = compute_step(state, summed, from_settings(made.closed.optimizer, made.closed.optimizer_settings))
+            step = self._computed(made, state, SPREAD_DIVISOR)
+            if isinstance(step, Step) and step.exponents != made.committed.step_exponents:
+                step = self._as_formerly(made, state) or step
         except UNREADABLE as error:
             yield from self._underivable(made, error.message)
             return None
@@ -80,6 +80,22 @@ class StepAudit:
             return None
         self._summary.payloads += len(made.members)
         return step
+
+    def _computed(self, made: Made, state: ModelState, divisor: int) -> Step | Void:
+        assert made.closed is not None
+        members = [(Member(a.event.origin.digest, a.event.origin.client, a.weight), a.index, a.event) for a in made.members]
+        summed = aggregate(members, self._deltas, made.closed.rule)
+        return compute_step(
+            state, summed, from_settings(made.closed.optimizer, made.closed.optimizer_settings), divisor=divisor
+        )
+
+    def _as_formerly(self, made: Made, state: ModelState) -> Step | None:
+        """Return the step as an older server would have written it, if it has the recorded exponents."""
+        for divisor in FORMER_DIVISORS:
+            step = self._computed(made, state, divisor)
+            if isinstance(step, Step) and step.exponents == made.committed.step_exponents:
+                return step
+        return None
 
     def _underivable(self, made: Made, why: str) -> Iterator[Finding]:
         """Say whether deltas were pruned, which is allowed, or are broken, and which."""

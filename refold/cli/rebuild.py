@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from refold.cli.options import Common, common
-from refold.cli.output import facts, note, say, say_json
+from refold.cli.output import facts, note, progress_bar, say, say_json
 from refold.producers.history import History
 from refold.refs import resolve_round
 from refold.schemas.errors import NotFoundError, UsageError
@@ -35,7 +35,14 @@ def rebuild(common: Common, ref: str, output: str | None, from_round: int | None
         try:
             wanted = resolve_round(ref, history.lineage)
             _check_start(from_round, history)
-            state = history.rebuild(wanted, start=from_round, verify=verify, threads=threads)
+            with progress_bar() as show:
+                state = history.rebuild(
+                    wanted,
+                    start=from_round,
+                    verify=verify,
+                    threads=threads,
+                    progress=lambda done, total: show(f"rebuilding r{wanted}", done, total),
+                )
             recorded = history.lineage.state_digest(wanted)
         finally:
             history.close()

@@ -77,6 +77,8 @@ def _counts(summary: Summary, *, quick: bool) -> Iterator[tuple[str, object]]:
     if not quick:
         yield from _derived(summary)
     yield "snapshots", f"{summary.snapshots}" + ("" if quick else " load and agree")
+    if summary.merged:
+        yield "merged", f"{summary.merged} merged steps" + ("" if quick else " are the sums of their rounds' steps")
     if not quick:
         yield "signatures", f"{summary.signed} updates are what their clients signed"
     yield "checkpoints", f"{summary.checkpoints} signed"

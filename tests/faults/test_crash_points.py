@@ -20,7 +20,7 @@ from faultkit.world import World
 import refold
 from refold.schemas.errors import PlaceTakenError
 
-MODEL = busy_model(350)
+MODEL = busy_model(420)
 
 
 @pytest.fixture

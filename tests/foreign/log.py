@@ -192,7 +192,7 @@ class Follower:
     def _from_snapshot(self, past: list[int]) -> tuple[int, list[Array]] | None:
         place = Place(f"{self._federation}.snapshots", 0)
         newest = {r.key: r.value for r in records_between(self._bus, place, 0, self._bus.end_offset(place))}
-        taken = [decode(value)[1] for value in newest.values() if value is not None]
+        taken = [decode(value)[1] for key, value in newest.items() if value is not None and key.isdigit()]
         usable = [t for t in taken if t["round"] in past and t["state_digest"] == self.digest(t["round"], "state_digest")]
         if not usable:
             return None

@@ -15,6 +15,7 @@ import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import refold.bus.ledger
+import refold.consumers.merging
 import refold.consumers.server
 import refold.producers.client
 import refold.producers.heartbeat
@@ -85,6 +86,7 @@ def simulated(world: World) -> Iterator[None]:
         _patch(stack, SystemClock, "monotonic_s", lambda _: clock.monotonic_s())
         _patch(stack, SystemClock, "wall_ms", lambda _: clock.wall_ms())
         _patch(stack, refold.consumers.server, "threading", threads)
+        _patch(stack, refold.consumers.merging, "ROUNDS_A_TURN", 2)
         _patch(stack, refold.producers.heartbeat, "threading", threads)
         _patch(stack, refold.producers.client, "threading", threads)
         _patch(stack, Meter, "measure", lambda _: ())

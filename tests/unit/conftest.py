@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 ROUNDS = 3
 CLIENTS = ("c0", "c1", "c2")
-SHAPE = (450, 450)  # its deltas and steps are too large to travel inline
+SHAPE = (600, 600)  # its deltas and steps are too large to travel inline
 
 
 @pytest.fixture(scope="session")

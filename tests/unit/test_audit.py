@@ -26,6 +26,7 @@ from refold.consumers.audit import (
     Finding,
     Report,
 )
+from refold.consumers.audit import steps as audit_steps
 from refold.federation import Federation
 from refold.schemas.canonical import encode
 from refold.schemas.commits import PartitionPosition, Position
@@ -41,6 +42,7 @@ from refold.schemas.events import (
     UpdateRejected,
 )
 from refold.schemas.payload import chunk_digest
+from refold.state.step import SPREAD_DIVISOR
 from refold.testing import SteppedServer
 
 
@@ -595,3 +597,13 @@ def test_a_step_missing_with_its_deltas_is_passed_by_a_snapshot(federation: Fede
 def test_findings_say_where_and_what_to_do() -> None:
     finding = Finding(CHAIN, "it broke", "mend it", "fed.accepted", 0, 7, 12)
     assert str(finding) == "chain: it broke (topic fed.accepted, partition 0, offset 7, index 12): mend it"
+
+
+def test_steps_that_an_older_server_cut_finer_are_derived_as_it_did(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_steps, "SPREAD_DIVISOR", 64)
+    monkeypatch.setattr(audit_steps, "FORMER_DIVISORS", (16, SPREAD_DIVISOR))
+    assert federation.verify().is_sound
+    monkeypatch.setattr(audit_steps, "FORMER_DIVISORS", ())
+    assert any("other exponents" in finding.what for finding in federation.verify().findings)

@@ -9,7 +9,8 @@ from refold.schemas.layout import BLOCK, Layout
 from refold.state.aggregation import WeightedMean
 from refold.state.model_state import ModelState, initial_state
 from refold.state.optimizers import FedAdam, FedAvg, Optimizer
-from refold.state.replay import PARAMETERS, SLOTS, RoundEntry, find_path, rebuild
+from refold.state.paths import RoundEntry, find_path
+from refold.state.replay import PARAMETERS, SLOTS, rebuild
 from refold.state.step import Step, compute_step
 
 SIZE = BLOCK + 100
@@ -134,7 +135,7 @@ def test_the_nearest_snapshot_is_taken_whichever_side_it_lies_on(history: Histor
 
 def test_a_path_over_a_rollback_goes_back_to_the_common_round(history: History) -> None:
     path = find_path(7, history.rounds, [4])
-    assert (path.start, path.back, path.forward) == (4, (4, 3), (6, 7))
+    assert [(leg.start, leg.end) for leg in path.legs] == [(4, 3), (3, 2), (2, 6), (6, 7)]
 
 
 def test_a_state_that_is_held_saves_the_snapshot(history: History) -> None:
@@ -168,7 +169,7 @@ def test_a_round_that_does_not_exist_is_not_found(history: History) -> None:
 
 def test_a_line_whose_beginning_is_not_known_is_walked_as_far_as_it_goes(history: History) -> None:
     known = {round_: entry for round_, entry in history.rounds.items() if round_ >= 3}
-    assert find_path(4, known, [3]).forward == (4,)
+    assert [leg.end for leg in find_path(4, known, [3]).legs] == [4]
     with pytest.raises(NotFoundError):
         find_path(4, known, [6])
 

@@ -128,18 +128,18 @@ def test_the_step_agrees_with_exact_arithmetic() -> None:
         assert abs(int(step.parameters[0][place]) - mean) <= Fraction(1, 2)
 
 
-@pytest.mark.parametrize(("total", "count", "j"), [(0, 5, 0), (0, 0, 0), (1280, 100, 0), (2560, 100, 1), (1 << 40, 65536, 20)])
+@pytest.mark.parametrize(("total", "count", "j"), [(0, 5, 0), (0, 0, 0), (320, 100, 0), (640, 100, 1), (1 << 40, 65536, 22)])
 def test_the_steps_exponent_is_found_in_integers(total: int, count: int, j: int) -> None:
     assert step_exponent(total, count) == j
     if total and j:
-        assert 2**j <= 1.25 * total / count / 16 < 2 ** (j + 1)
+        assert 2**j <= 1.25 * total / count / 4 < 2 ** (j + 1)
 
 
-def test_a_step_is_coded_near_its_spread_divided_by_sixteen() -> None:
+def test_a_step_is_coded_near_its_spread_divided_by_four() -> None:
     rng = np.random.default_rng(10)
     state = state_of(3 * BLOCK)
     step = step_of(state, aggregate_of(state, ([np.rint(rng.normal(0, 5000, 3 * BLOCK)).astype(np.int32)], 0, 1)))
-    assert 16 <= step.parameters[0].std() < 33
+    assert 4 <= step.parameters[0].std() < 8.3
 
 
 def test_a_step_that_would_leave_the_lattice_makes_the_round_void_and_changes_nothing() -> None:
@@ -202,7 +202,7 @@ def test_slots_follow_the_unrounded_optimizer_over_rounds(name: str) -> None:
         change, slots = optimizer.change(q * 2.0**-22, slots)
         values += change
     scale = max(1e-9, float(np.abs(values).mean()))
-    assert np.abs(state.numpy()["w"] - values).mean() / scale < 0.05
+    assert np.abs(state.numpy()["w"] - values).mean() / scale < 0.1
     for slot_name, expected in zip(optimizer.slots, slots, strict=True):
         held = state.slots[slot_name][0] * 2.0 ** -state.slot_exponents[slot_name][0]
         assert held == pytest.approx(expected, rel=1e-4, abs=1e-9)

@@ -19,13 +19,20 @@ POINTS = {
         "checked/delete",
     ),
     "aggregation": ("steps/Chunk", "rounds/EventList", "rounds/Commit"),
-    "snapshots": ("snapshot-chunks/Chunk", "snapshots/SnapshotTaken", "snapshots/tombstone", "snapshot-chunks/tombstone"),
+    "snapshots": (
+        "snapshot-chunks/Chunk",
+        "snapshots/SnapshotTaken",
+        "snapshots/tombstone",
+        "snapshot-chunks/tombstone",
+        "steps/Chunk",
+        "snapshots/StepsMerged",
+    ),
     "client": ("outbox/file", "outbox/put", "outbox/drop", "updates/Chunk", "updates/ClientUpdate", "health/Heartbeat"),
 }
 """By group; a client's besides."""
 
-PATCHES = (("refold.bus.ledger", "MAX_INLINE_EVENTS_BYTES", 400),)
-"""So little goes into a commit that its events travel in records of their own, too."""
+PATCHES = (("refold.bus.ledger", "MAX_INLINE_EVENTS_BYTES", 400), ("refold.consumers.merging", "ROUNDS_A_TURN", 2))
+"""So little goes into a commit that its events travel in records of their own, too, and steps are merged every other round."""
 
 
 def busy_model(side: int) -> dict[str, np.ndarray]:
@@ -34,7 +41,7 @@ def busy_model(side: int) -> dict[str, np.ndarray]:
     Parameters
     ----------
     side
-        Of its largest tensor, a square; at 310 a dense update takes more than goes inline.
+        Of its largest tensor, a square; at 420 a dense step takes more than goes inline.
     """
     return {"w": np.zeros((side, side), "f4"), **{f"t{n:03}": np.zeros(2, "f4") for n in range(260)}, "n": np.array(0)}
 

@@ -1,0 +1,206 @@
+"""Merged steps: written beside training, read in the place of many, and never trusted over the log."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import refold
+from refold.bus.clock import ManualClock
+from refold.bus.contract import Place
+from refold.bus.memory import MemoryBus
+from refold.consumers import merging
+from refold.consumers.snapshots import Snapshots
+from refold.producers.history import History
+from refold.schemas.canonical import encode
+from refold.schemas.errors import BusError, IntegrityError
+from refold.schemas.layout import Layout
+from refold.schemas.merged import merged_key, piece_of
+from refold.schemas.payload import chunk_digest, describe
+from refold.state.aggregation import WeightedMean
+from refold.state.merging import due
+from refold.state.model_state import ModelState, initial_state
+from refold.state.optimizers import FedAdam, FedAvg, Optimizer
+from refold.state.paths import MergedEntry, RoundEntry, find_path
+from refold.state.step import Step, compute_step
+from refold.testing import LOST, FlakyBus
+from refold.testing.rounds import RoundsWriter
+
+ROUNDS = 33
+VOID = 7
+BRANCH, BRANCH_FROM = 18, 16
+
+
+class Made:
+    """A federation of 33 rounds, the 7th void, the 18th built on the 16th, with every state's digest."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        rng = np.random.default_rng(3)
+        initial = {"w": rng.normal(0, 0.1, (40, 50)).astype(np.float32), "n": np.array([1, 2])}
+        self.bus = MemoryBus()
+        self.federation = refold.create(
+            "memory:", initial, bus=self.bus, optimizer=optimizer, snapshots=refold.SnapshotPolicy(1000, 1), insecure=True
+        )
+        writer = RoundsWriter(self.federation, initial_state(initial))
+        self.digests = {0: writer.state.digest}
+        kept: ModelState | None = None
+        for round_ in range(1, ROUNDS + 1):
+            if round_ == BRANCH:
+                assert kept is not None
+                writer.state = kept
+            step = None if round_ == VOID else next_step(writer.state, optimizer, rng)
+            writer.add(step)
+            self.digests[round_] = writer.state.digest
+            kept = writer.state.copy() if round_ == BRANCH_FROM else kept
+        writer.close()
+
+    def serve(self, bus: object = None, member: str = "one") -> None:
+        """Let the group write all that is due."""
+        topics, genesis = self.federation.topics, self.federation.genesis
+        group = Snapshots(bus or self.bus, topics, genesis, member=member, clock=ManualClock())  # type: ignore[arg-type]
+        try:
+            while group.step(0.0):
+                pass
+        finally:
+            group.close()
+
+    def history(self) -> History:
+        history = History(self.bus, self.federation.topics, genesis=self.federation.genesis)
+        history.refresh()
+        return history
+
+
+def next_step(state: ModelState, optimizer: Optimizer, rng: np.random.Generator) -> Step:
+    change = [np.rint(rng.normal(0, 3000, tensor.size)).astype(np.int64) for tensor in state.schema.tensors]
+    arrays = [change[0].astype(np.int32), change[1]]
+    mean = WeightedMean(state.schema, (0, 0))
+    layout = Layout.of(state.schema)
+    mean.add(((b, arrays[b.tensor][b.elements].copy()) for b in layout), (0, 0), weight=1, index=0)
+    step = compute_step(state, mean.result(), optimizer)
+    assert isinstance(step, Step)
+    return step
+
+
+def damage(made: Made, digest: bytes) -> None:
+    """Change a byte of a chunk of `steps` where it lies."""
+    for place, log in made.bus._log.partitions.items():
+        if place.topic == made.federation.topics.steps:
+            for number, record in enumerate(log._records):
+                if record.value is not None and chunk_digest(record.value) == digest:
+                    log._records[number] = replace(record, value=record.value[:-1] + bytes([record.value[-1] ^ 1]))
+
+
+def lie(made: Made, piece: tuple[int, int], other: tuple[int, int]) -> None:
+    """Let a merged step's manifest name the chunks of another one."""
+    merged = made.history().merged
+    told = replace(merged[piece], step=merged[other].step, step_exponents=merged[other].step_exponents)
+    with made.bus.producer() as producer:
+        producer.send(made.federation.topics.snapshots, encode(told), key=merged_key(*piece), partition=0)
+
+
+@pytest.fixture(params=[FedAvg(), FedAdam()], ids=["fedavg", "fedadam"])
+def made(request: pytest.FixtureRequest) -> Iterator[Made]:
+    found = Made(request.param)
+    yield found
+    found.federation.close()
+
+
+def lines(head: int = ROUNDS // merging.ROUNDS_A_TURN * merging.ROUNDS_A_TURN) -> set[tuple[int, int]]:
+    """Return the spans that there must be: those that the branch does not break."""
+    return {piece for piece in due(head) if not piece[0] < BRANCH <= piece[1]}
+
+
+def test_every_span_of_two_to_the_n_rounds_is_merged_unless_a_branch_breaks_it(made: Made) -> None:
+    made.serve()
+    assert made.history().merged.keys() == lines()
+    report = made.federation.verify(quick=False)
+    assert report.summary.merged == len(lines())
+    assert not [finding for finding in report.findings if finding.check == "snapshots"]
+
+
+def test_every_round_comes_out_by_merged_steps_both_ways_and_from_any_state_held(made: Made) -> None:
+    made.serve()
+    history = made.history()
+    for round_, digest in made.digests.items():
+        assert history.rebuild(round_).digest == digest
+    for held in (0, 5, 16, 17, 29, ROUNDS):
+        for round_ in (0, 1, 6, 12, 16, 24, 31):
+            found = history.rebuild(round_, held=history.rebuild(held))
+            assert (found.digest, found.round) == (made.digests[round_], round_)
+
+
+def test_a_far_round_is_few_steps_away_and_fewer_bytes(made: Made) -> None:
+    made.serve()
+    history = made.history()
+    assert [leg.piece for leg in history.find_path(16, held=0).legs] == [(0, 16)]
+    backwards = history.find_path(0, held=15)
+    assert {leg.sign for leg in backwards.legs} <= {1, -1}
+    assert len(backwards.legs) <= 3
+    singles = sum(history._entries()[round_].step_bytes for round_ in range(1, 17))
+    assert history.find_path(16, held=0, least="bytes").read_bytes < singles / 3
+
+
+def test_a_member_that_dies_between_chunks_and_manifests_leaves_work_that_the_next_one_does(made: Made) -> None:
+    topics = made.federation.topics
+    for topic in (topics.steps, topics.snapshots):
+        fails = FlakyBus(made.bus, lambda name, value, topic=topic: LOST if name == topic and value else None)  # type: ignore[misc]
+        with pytest.raises(BusError):
+            made.serve(fails, topic)
+    assert not made.history().merged
+    made.serve(member="two")
+    before = made.bus.end_offset(Place(topics.snapshots, 0))
+    made.serve(member="three")
+    assert made.history().merged.keys() == lines()
+    assert made.bus.end_offset(Place(topics.snapshots, 0)) == before, "what is there is not written again"
+
+
+def test_a_broken_merged_step_is_passed_over_with_a_warning(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    made.serve()
+    history = made.history()
+    for piece in ((0, 16), (0, 8)):
+        event = history.merged[piece]
+        damage(made, event.step.chunks[0])
+    with caplog.at_level(logging.WARNING):
+        assert history.rebuild(16, start=0).digest == made.digests[16]
+    assert "merged step cannot be read" in caplog.text
+    assert history.rebuild(9).digest == made.digests[9]
+    findings = [finding.what for finding in made.federation.verify().findings]
+    assert any("rounds 1 to 16 cannot be read" in what for what in findings)
+
+
+def test_a_merged_step_that_is_another_one_never_gives_a_wrong_state(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    made.serve()
+    lie(made, (0, 16), (8, 16))
+    history = made.history()
+    with caplog.at_level(logging.WARNING):
+        assert history.rebuild(16, start=0).digest == made.digests[16]
+    assert "not the recorded one" in caplog.text
+    findings = [finding.what for finding in made.federation.verify().findings]
+    assert any("not the sum" in what or "of other slots" in what for what in findings)
+
+
+def test_a_broken_single_step_is_bridged_by_the_merged_one(made: Made) -> None:
+    made.serve()
+    history = made.history()
+    history.lineage.rounds[4] = replace(history.lineage.rounds[4], step=describe([b"lost"], inline_bytes=-1))
+    assert history.rebuild(3, start=0).digest == made.digests[3]
+    assert history.rebuild(4, start=0).digest == made.digests[4], "by the merged step of rounds 3 and 4"
+    history.merged.clear()
+    with pytest.raises(IntegrityError):
+        history.rebuild(4, start=0)
+
+
+@pytest.mark.parametrize("key", [b"0", b"0+", b"+4", b"a+4", b"1+2+3", b"9" * 20 + b"+2", b"-1+4"])
+def test_other_keys_name_no_merged_step(key: bytes) -> None:
+    assert piece_of(key) is None
+    assert piece_of(merged_key(8, 16)) == (8, 16)
+
+
+def test_the_cheapest_way_counts_bytes_or_steps_as_asked() -> None:
+    rounds = {r: RoundEntry(r, r - 1 if r else None, (0,) if r else None, {}, b"", b"", 10) for r in range(9)}
+    merged = [MergedEntry(0, 8, (0,), {}, 100)]
+    assert [leg.piece for leg in find_path(8, rounds, {0: 500}, merged).legs] == [(0, 8)]
+    assert len(find_path(8, rounds, {0: 500}, merged, least="bytes").legs) == 8
+    assert find_path(8, rounds, {0: 500, 8: 60}, merged, held=0, least="bytes").start == 8
