@@ -229,8 +229,8 @@ class _Active:
         self._hearing.take(self.roster, beats, self._clock.monotonic_s())
 
     def _living(self, now_s: float) -> frozenset[str]:
-        """Return the clients that live and may take part."""
-        living = self._liveness.living(now_s)
+        """Return the clients that live, may take part, and meet the plan's conditions as far as they have said."""
+        living = self._liveness.living(now_s) - self._hearing.unfit
         return living & self.roster.active if self.roster.required else living
 
     def _decide(self) -> Ruling:
@@ -282,7 +282,8 @@ class _Active:
         done = self.roster.done | {item.client for item in [*candidates, *refused] if _is_for(item, plan.round)}
         everyone = self.roster.required and done >= self.roster.active
         settled = everyone or now_s - self._since_s >= SETTLE_BEATS * plan.heartbeat_ms / 1000
-        if settled and is_complete(plan, living, done, len(candidates)):
+        # A buffer asks for updates, not for who lives.
+        if (settled or plan.buffer) and is_complete(plan, living, done, len(candidates)):
             return "complete"
         waited_s = self._deadline.tick(plan.round, len(living | done) >= plan.minimum, now_s)
         if waited_s * 1000 < plan.patience_ms:

@@ -34,11 +34,14 @@ class Hearing:
         How many beats were not believed, by reason: ``unknown``, ``old``, ``unsigned``, ``forged``.
     verified
         How many signatures were checked.
+    unfit
+        Clients whose newest beat says of them what the plan's conditions leave out.
     """
 
     liveness: Liveness
     ignored: Counter[str] = field(default_factory=Counter)
     verified: int = 0
+    unfit: set[str] = field(default_factory=set)
     _last: dict[str, Place] = field(default_factory=dict)
 
     def take(self, roster: Roster, beats: Iterable[Heartbeat], now_s: float) -> None:
@@ -77,6 +80,10 @@ class Hearing:
 
     def _believe(self, roster: Roster, beat: Heartbeat, now_s: float) -> None:
         self.liveness.beat(beat, roster.plan.heartbeat_ms, now_s)
+        if roster.plan.where and not roster.plan.fits(dict(beat.properties)):
+            self.unfit.add(beat.client)
+        else:
+            self.unfit.discard(beat.client)
 
 
 def _place(beat: Heartbeat) -> Place:

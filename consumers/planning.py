@@ -11,11 +11,14 @@ import numpy as np
 
 from refold.consumers.features import Features
 from refold.schemas.model import ModelSchema
-from refold.schemas.plans import Everyone, PlanPolicy, RoundPlan
+from refold.schemas.plans import HALVED, ROOT, Everyone, PlanPolicy, RoundPlan
 from refold.state.delta import RANGE_BITS, fit_exponent
 
 WEIGHT_CAP = 8
 """An update weighs at most this many times the median of its cohort, whatever number of examples it claims."""
+
+ROOT_BITS = 20
+"""Bits after the point of the root by which weights are divided: in integers, so that every machine finds the same."""
 
 
 MOST_SEEDS = 1 << 14
@@ -32,7 +35,8 @@ def plan_round(
     exponents
         The grid's k for each tensor.
     living
-        Clients known to live. The share is widened so that at least the minimum of these is selected.
+        Clients known to live that meet the policy's conditions. The share is widened so that at least the minimum of these is
+        selected.
     progress
         Which round of its branch this is, by which its settings go; `round_` where nothing was rolled back.
     """
@@ -50,6 +54,8 @@ def plan_round(
         policy.config_at(round_ if progress is None else progress),
         policy.seed,
         policy.density_ppm,
+        policy.where,
+        policy.buffer,
     )
     return replace(plan, select_below=_threshold(plan, policy, living))
 
@@ -105,8 +111,14 @@ def grid_exponents(
 
 
 def update_weight(num_examples: int, staleness: int, policy: PlanPolicy) -> int:
-    """Return an update's weight: its examples, capped by the policy, halved for each round that its base lies behind."""
-    return max(1, min(num_examples, policy.max_examples) >> staleness)
+    """Return an update's weight: its examples, capped by the policy, and discounted for the rounds that its base lies behind.
+
+    Source of ``root``: Nguyen et al., Federated learning with buffered asynchronous aggregation (FedBuff), AISTATS 2022.
+    """
+    examples = min(num_examples, policy.max_examples)
+    if policy.discount == ROOT:
+        return max(1, (examples << ROOT_BITS) // math.isqrt((1 + staleness) << 2 * ROOT_BITS))
+    return max(1, examples >> staleness if policy.discount == HALVED else examples)
 
 
 def capped(weights: Sequence[int]) -> list[int]:
@@ -118,6 +130,8 @@ def capped(weights: Sequence[int]) -> list[int]:
 
 
 def is_complete(plan: RoundPlan, living: Collection[str], done: Collection[str], candidates: int) -> bool:
-    """Whether every living selected client has answered, and enough of them with an update."""
+    """Whether every living selected client has answered, and enough of them with an update; or whether the buffer is full."""
+    if plan.buffer:
+        return candidates >= max(plan.buffer, plan.minimum)
     waited_for = {client for client in living if plan.selects(client)}
     return candidates >= plan.minimum and waited_for <= set(done)

@@ -65,6 +65,11 @@ class Answers:
         """Whether the bus has not taken an answer yet."""
         return bool(self._resend_at_s)
 
+    @property
+    def has_update_waiting(self) -> bool:
+        """Whether the fate of an update, for whichever round, is not known yet."""
+        return any(kind == TRAIN and digest not in self._receipts for (_, kind), (digest, _) in self._given.items())
+
     def outcome(self, digest: bytes) -> str | None:
         """Return what an answer's receipt says, or None as long as there is none."""
         return self._receipts.get(digest)

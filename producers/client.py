@@ -205,8 +205,10 @@ class Client:
         """Return what the open round asks of this client and has not got: an evaluation first, then training."""
         if plan.round != self._plan_seen[0]:
             self._plan_seen = (plan.round, self._clock.monotonic_s())
-        if not plan.selects(self.name) and not self._volunteers(plan):
+        if not plan.fits(dict(self._properties)) or not (plan.selects(self.name) or self._volunteers(plan)):
             return None
+        if plan.buffer and self._answers.has_update_waiting:
+            return None  # Two of one client never count in one round: what was sent for an earlier one has its turn first.
         if plan.evaluate and not self._answers.is_given(plan.round, EVALUATE):
             return EVALUATE
         if not self._answers.is_given(plan.round, TRAIN) or self._answers.is_refused_since(plan.round, plan.patience_ms / 1000):

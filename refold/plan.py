@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from refold.schemas.canonical import Scalar, encode
 from refold.schemas.errors import InvalidRecord, UsageError
-from refold.schemas.plans import WHOLE_PPM, ConfigSpan, PlanPolicy, Schedule, Settings, settings
+from refold.schemas.plans import DISCOUNTS, HALVED, WHOLE_PPM, ConfigSpan, PlanPolicy, Schedule, Settings, settings
+from refold.schemas.requirements import requirement_of
 from refold.schemas.updates import CODECS
 
 MAX_SPANS = 4096
@@ -39,7 +40,16 @@ class Plan:
         Settings for the clients: a mapping, whose values may be a `refold.Schedule`, or a function of the round (from 1), which
         is called once for every round when the federation is made, and so needs `rounds`.
     max_staleness
-        How many rounds an update's base may lie behind; each halves its weight.
+        How many rounds an update's base may lie behind.
+    discount
+        What such an update weighs: ``halved`` for each round that its base lies behind, divided by the ``root`` of one and
+        their number, or as much as any: ``none``.
+    buffer
+        For rounds without waiting (buffered asynchronous): a round closes as soon as it has this many updates. Whoever is
+        slower sends for a later round, within `max_staleness`. None: it waits for all that it selected, until the deadline.
+    where
+        What a client must say of itself in its properties to be asked: conditions such as ``rows >= 1000`` or
+        ``region = north``, all of which must hold. Properties are the client's own word.
     heartbeat_s
         How often clients say that they are alive.
     codec
@@ -67,6 +77,9 @@ class Plan:
     max_examples: int = 2**20
     seed: bytes | None = None
     density: float | None = None
+    where: str | Sequence[str] = ()
+    buffer: int | None = None
+    discount: str = HALVED
 
     def policy(self) -> PlanPolicy:
         """Return the record of it.
@@ -85,6 +98,9 @@ class Plan:
         _require(self.density is None or self.codec == "topk", f"density {self.density} is for the codec topk alone")
         _require(self.density is None or 0 < self.density <= MAX_DENSITY, f"density {self.density} is not above 0 to 0.25")
         _require(0 <= self.max_staleness <= 60, f"max_staleness {self.max_staleness} is not 0 to 60")
+        _require(self.discount in DISCOUNTS, f"discount {self.discount!r} is not one of {', '.join(DISCOUNTS)}")
+        _require(self.buffer is None or 1 <= self.buffer <= 1 << 20, f"buffer {self.buffer} is not 1 to 2^20")
+        _require(self.buffer is None or self.max_staleness > 0, "a buffer without max_staleness would refuse whoever is slower")
         _require(self.evaluate_every >= 0, f"evaluate_every {self.evaluate_every} is below 0")
         _require(1 <= self.sigma_divisor <= 1 << 16, f"sigma_divisor {self.sigma_divisor} is not 1 to 2^16")
         _require(1 <= self.max_examples <= 2**31, f"max_examples {self.max_examples} is not 1 to 2^31")
@@ -114,6 +130,9 @@ class Plan:
             spans,
             schedules,
             self._density_ppm(),
+            tuple(requirement_of(text) for text in ((self.where,) if isinstance(self.where, str) else self.where)),
+            self.buffer or 0,
+            self.discount,
         )
 
     def _density_ppm(self) -> int:

@@ -18,7 +18,7 @@ from refold.schemas.merged import StepsMerged as StepsMerged
 from refold.schemas.merkle import MAX_PATH
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload, PlaceHint
-from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, grown
+from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, choosing, grown
 from refold.schemas.rollback import RolledBack as RolledBack
 from refold.schemas.updates import KeyId, Metrics, Nonce, Sealing, Signature
 
@@ -74,7 +74,7 @@ def _identified(fields: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*fields, (), (True, ()))
 
 
-@record(40, version=3, upcasts={1: grown(5, 6), 2: _identified})
+@record(40, version=4, upcasts={1: grown(5, 6), 2: _identified, 3: choosing(policies=(5,), plans=(6,))})
 @dataclass(frozen=True, slots=True)
 class Genesis:
     """The first event of `accepted`: all that decides what the log means.
@@ -230,7 +230,7 @@ class Member:
     weight: Uint
 
 
-@record(45, version=2, upcasts={1: grown(7)})
+@record(45, version=3, upcasts={1: grown(7), 2: choosing(plans=(7,))})
 @dataclass(frozen=True, slots=True)
 class RoundClosed:
     """The cohort of a round, and the next round's plan."""
@@ -259,7 +259,7 @@ class FederationEnded:
     command_id: CommandId | None = None
 
 
-@record(50, version=3, upcasts={1: grown(5), 2: _identified})
+@record(50, version=4, upcasts={1: grown(5), 2: _identified, 3: choosing(plans=(5,))})
 @dataclass(frozen=True, slots=True)
 class FederationOpened:
     """The first event of `rounds`: what a client needs to take part. `log_keys` and `identity` as in `Genesis`."""
@@ -274,7 +274,7 @@ class FederationOpened:
     identity: Identity = field(default_factory=lambda: Identity(True, ()))
 
 
-@record(51, version=2, upcasts={1: grown(11)})
+@record(51, version=3, upcasts={1: grown(11), 2: choosing(plans=(11,))})
 @dataclass(frozen=True, slots=True)
 class RoundCommitted:
     """A round is made.

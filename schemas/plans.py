@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from refold.schemas.canonical import Name, Scalar, Small, Uint, Within, record
 from refold.schemas.errors import InvalidRecord
+from refold.schemas.requirements import Requirements, meets
 
 Settings = Annotated[tuple[tuple[Name, Scalar], ...], Within(0, 1024)]
 WHOLE_PPM = 1_000_000
@@ -35,6 +36,22 @@ def grown(*places: int) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
 
 def _grow(fields: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*fields, WHOLE_PPM)
+
+
+def choosing(*, policies: tuple[int, ...] = (), plans: tuple[int, ...] = ()) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Return the upcast of a record that holds, at these places, policies or plans from before conditions and buffers."""
+
+    def upcast(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+        more = {**dict.fromkeys(policies, _POLICY_BEFORE), **dict.fromkeys(plans, _PLAN_BEFORE)}
+        return tuple((*field, *more[place]) if place in more else field for place, field in enumerate(fields))
+
+    return upcast
+
+
+HALVED, ROOT, NO_DISCOUNT = "halved", "root", "none"
+DISCOUNTS = (HALVED, ROOT, NO_DISCOUNT)
+_POLICY_BEFORE = ((), 0, HALVED)
+_PLAN_BEFORE = ((), 0)
 
 
 @record(10)
@@ -75,7 +92,7 @@ class ConfigSpan:
     config: Settings
 
 
-@record(11, version=2, upcasts={1: _grow})
+@record(11, version=3, upcasts={1: _grow, 2: lambda fields: (*fields, *_POLICY_BEFORE)})
 @dataclass(frozen=True, slots=True)
 class PlanPolicy:
     """How each round's plan is made; part of `Genesis`.
@@ -93,11 +110,18 @@ class PlanPolicy:
     evaluate_every
         Every how many rounds the selected clients evaluate; 0 never.
     max_staleness
-        How many rounds an update's base may lie behind the head; its weight is halved for each.
+        How many rounds an update's base may lie behind the head; its weight is discounted for them.
     sigma_divisor
         The grid's cell is near the spread of a client's delta divided by this.
     density_ppm
         Share of the float parameters that an update carries with ``topk``, in millionths; the other codecs carry all.
+    where
+        What a client must say of itself to be asked.
+    buffer
+        A round closes as soon as it has this many updates, whoever is still at work; 0 waits for all that were selected.
+    discount
+        What an update weighs whose base lies s rounds behind: ``halved`` for each of them, ``root`` divides by √(1 + s), and
+        ``none``.
     """
 
     share_ppm: Annotated[int, Within(1, 1_000_000)]
@@ -114,6 +138,13 @@ class PlanPolicy:
     spans: Annotated[tuple[ConfigSpan, ...], Within(0, 4096)]
     schedules: Annotated[tuple[tuple[Name, Schedule], ...], Within(0, 256)]
     density_ppm: Annotated[int, Within(1, WHOLE_PPM)] = WHOLE_PPM
+    where: Requirements = ()
+    buffer: Annotated[int, Within(0, 1 << 20)] = 0
+    discount: Annotated[str, Within(1, 16)] = HALVED
+
+    def __post_init__(self) -> None:
+        if self.discount not in DISCOUNTS:
+            raise InvalidRecord("form", f"no discount {self.discount!r}")
 
     def config_at(self, round_: int) -> Settings:
         """Return the settings for a round: the newest span's, with every schedule evaluated."""
@@ -125,7 +156,7 @@ class PlanPolicy:
         return settings(config)
 
 
-@record(12, version=2, upcasts={1: _grow})
+@record(12, version=3, upcasts={1: _grow, 2: lambda fields: (*fields, *_PLAN_BEFORE)})
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
     """What a round asks for. Who trains is a rule, never a list, so that a client who joins late may take part.
@@ -140,7 +171,7 @@ class RoundPlan:
         Whether the selected clients also evaluate the base round.
     codec, exponents
         How deltas are coded, and for each tensor the grid's exponent k (0 for integer tensors).
-    density_ppm
+    density_ppm, where, buffer
         As the policy's.
     """
 
@@ -157,6 +188,8 @@ class RoundPlan:
     config: Settings
     seed: Annotated[bytes, Within(16, 16)]
     density_ppm: Annotated[int, Within(1, WHOLE_PPM)] = WHOLE_PPM
+    where: Requirements = ()
+    buffer: Annotated[int, Within(0, 1 << 20)] = 0
 
     @property
     def patience_ms(self) -> int:
@@ -172,5 +205,9 @@ class RoundPlan:
         return int.from_bytes(hashlib.blake2b(client.encode(), key=key, digest_size=8).digest(), "little") >> 1
 
     def selects(self, client: str) -> bool:
-        """Whether the client takes part in this round."""
+        """Whether the client's lot is drawn for this round."""
         return self.draw(client) < self.select_below
+
+    def fits(self, properties: Mapping[str, Scalar]) -> bool:
+        """Whether a client that says this of itself meets the plan's conditions."""
+        return meets(self.where, properties)

@@ -148,9 +148,11 @@ def _initial(found: Facts, lineage: Lineage) -> Explained:
 
 def _plan(plan: RoundPlan) -> list[tuple[str, object]]:
     share = "every client" if plan.select_below >= Everyone else f"{100 * plan.select_below / Everyone:.1f} % of the clients"
+    share += f" with {' and '.join(map(str, plan.where))}" if plan.where else ""
+    minimum = f"{plan.minimum} updates" + (f", closed as soon as there are {plan.buffer}" if plan.buffer else "")
     lines: list[tuple[str, object]] = [
         ("from", share + (", who also evaluate" if plan.evaluate else "")),
-        ("minimum", f"{plan.minimum} updates"),
+        ("minimum", minimum),
         ("deadline", f"{plan.deadline_ms / 1000:g} s" if plan.deadline_ms else "none"),
         ("codec", f"{plan.codec}, k {' '.join(map(str, plan.exponents[:12]))}{' …' if len(plan.exponents) > 12 else ''}"),
     ]

@@ -18,6 +18,7 @@ from refold.schemas.canonical import Scalar
 from refold.schemas.errors import UsageError
 from refold.schemas.events import SnapshotPolicy
 from refold.schemas.identity import INSECURE
+from refold.schemas.plans import DISCOUNTS
 from refold.schemas.updates import CODECS
 from refold.state.optimizers import OPTIMIZERS, from_settings
 
@@ -34,6 +35,11 @@ from refold.state.optimizers import OPTIMIZERS, from_settings
 @click.option("--share", type=float, default=1.0, show_default=True, help="Share of the living clients that a round selects.")
 @click.option("--evaluate-every", type=int, default=0, show_default=True, help="Rounds between evaluations; 0 never.")
 @click.option("--max-staleness", type=int, default=0, show_default=True, help="Rounds that an update's base may lie behind.")
+@click.option(
+    "--buffer", type=int, help="Close a round at so many updates, whoever is still at work.  [waits for all selected]"
+)
+@click.option("--discount", type=click.Choice(DISCOUNTS), default=DISCOUNTS[0], show_default=True, help="Of stale updates.")
+@click.option("--where", metavar="CONDITION", multiple=True, help="What a client must say of itself: 'rows >= 1000'.")
 @click.option("--heartbeat", type=float, default=2.0, show_default=True, help="Seconds between a client's signs of life.")
 @click.option("--codec", type=click.Choice(CODECS), default="grid", show_default=True, help="Of deltas.")
 @click.option("--density", type=float, help="Share of the parameters that an update carries with topk.  [0.01]")
@@ -119,6 +125,9 @@ def _plan(chosen: dict[str, Any]) -> Plan:
         heartbeat_s=chosen["heartbeat"],
         codec=chosen["codec"],
         density=chosen["density"],
+        where=chosen["where"],
+        buffer=chosen["buffer"],
+        discount=chosen["discount"],
         config=pairs(chosen["config"]),
     )
 

@@ -105,6 +105,7 @@ class Scenario:
     minimum: int
     deadline_s: float
     max_staleness: int
+    buffer: int
     evaluate_every: int
     share: float
     codec: str
@@ -159,6 +160,7 @@ def scenario(seed: int) -> Scenario:
         minimum=1 if is_async else chance.randint(1, clients),
         deadline_s=chance.choice((1.0, 2.0, 4.0)),
         max_staleness=chance.choice((1, 2)) if is_async else 0,
+        buffer=_buffer(seed, clients) if is_async else 0,
         evaluate_every=chance.choice((0, 0, 1, 2)),
         share=chance.choice((1.0, 1.0, 0.6)),
         codec=chance.choice(("grid", "grid", "exact", "float32")),
@@ -180,6 +182,12 @@ def _rollbacks(seed: int) -> tuple[Fault, ...]:
     count = chance.choice((1, 2, 3)) if chance.random() < 0.2 else 0
     times = sorted(chance.uniform(0.5, LAST_S / 2) for _ in range(count))
     return tuple(Fault(ROLL_BACK, "", 0, at_s, 0.0, chance.randrange(1 << 16)) for at_s in times)
+
+
+def _buffer(seed: int, clients: int) -> int:
+    """Return after how many updates a round closes; drawn apart, so that a seed's faults are what they were."""
+    chance = random.Random(f"buffer {seed}")
+    return chance.choice((0, 1, max(1, clients - 1)))
 
 
 def _fault(chance: random.Random, has_adversary: bool) -> Fault:

@@ -130,6 +130,7 @@ class World:
             rounds=scenario.rounds,
             evaluate_every=scenario.evaluate_every,
             max_staleness=scenario.max_staleness,
+            buffer=scenario.buffer or None,
             heartbeat_s=1.0,
             codec=scenario.codec,
         )

@@ -29,7 +29,8 @@ from refold.schemas.canonical import Name, Scalar, Uint, Within, decode, encode,
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.payload import Payload, PlaceHint, describe
-from refold.schemas.plans import Schedule
+from refold.schemas.plans import PlanPolicy, Schedule
+from refold.schemas.requirements import Requirement
 
 FOLDER = Path(__file__).parent / "golden"
 KINDS = sorted((kind for kind in canonical._by_type if kind.__module__.startswith("refold.")), key=canonical.number_of)
@@ -84,7 +85,9 @@ def _record(kind: type, path: str) -> Any:
     if kind is Schedule:
         return Schedule(0.5, 0.25, 3, 0.125)
     hints = typing.get_type_hints(kind, include_extras=True)
-    return kind(**{field.name: _of(hints[field.name], f"{path}.{field.name}") for field in dataclasses.fields(kind)})
+    given = {Requirement: {"comparison": ">="}, PlanPolicy: {"discount": "root"}}.get(kind, {})
+    others = [field.name for field in dataclasses.fields(kind) if field.name not in given]
+    return kind(**{name: _of(hints[name], f"{path}.{name}") for name in others}, **given)
 
 
 def file_of(kind: type, version: int) -> Path:

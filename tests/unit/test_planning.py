@@ -265,3 +265,59 @@ def test_a_clock_that_stands_or_goes_back_never_shortens_the_wait() -> None:
     deadline.tick(1, True, 100.0)
     assert deadline.tick(1, True, 90.0) == 0
     assert deadline.tick(1, True, 95.0) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "properties", "holds"),
+    [
+        ("rows >= 1000", {"rows": 1000}, True),
+        ("rows>=1000", {"rows": 999.5}, False),
+        ("rows != 3", {"rows": 4}, True),
+        ("rows != 3", {}, False),
+        ("rows > 3", {"rows": "4"}, False),
+        ("region = north", {"region": "north"}, True),
+        ("region == 'north'", {"region": "north"}, True),
+        ("region = '7'", {"region": "7"}, True),
+        ("region = 7", {"region": "7"}, False),
+        ("gpu = true", {"gpu": True}, True),
+        ("gpu = true", {"gpu": False}, False),
+        ("ward < b", {"ward": "a"}, True),
+    ],
+)
+def test_a_requirement_holds_for_what_a_client_says_of_itself(text: str, properties: dict[str, Any], holds: bool) -> None:
+    made = plan(where=text)
+    assert made.fits(properties) is holds
+    assert decode(encode(made), RoundPlan) == made
+
+
+def test_all_requirements_must_hold() -> None:
+    made = plan(where=("rows >= 10", "region = north"))
+    assert made.fits({"rows": 10, "region": "north"})
+    assert not made.fits({"rows": 10, "region": "south"})
+    assert str(made.where[0]) == "rows >= 10"
+    for odd in ("rows", "rows >=", ">= 10", "rows ~ 10", ""):
+        with pytest.raises(UsageError, match="no requirement"):
+            policy(where=odd)
+
+
+def test_a_full_buffer_closes_a_round_whoever_is_still_at_work() -> None:
+    made = plan(buffer=3, max_staleness=5, minimum=2)
+    living = CLIENTS[:9]
+    assert not is_complete(made, living, living[:2], 2)
+    assert is_complete(made, living, living[:3], 3)
+    with pytest.raises(UsageError, match="buffer without max_staleness"):
+        policy(buffer=3)
+    with pytest.raises(UsageError, match="buffer 0"):
+        policy(buffer=0, max_staleness=1)
+
+
+@pytest.mark.parametrize(
+    ("discount", "weights"),
+    [("halved", [1000, 500, 250, 125]), ("root", [1000, 707, 577, 500]), ("none", [1000, 1000, 1000, 1000])],
+)
+def test_a_stale_update_weighs_as_the_plan_says(discount: str, weights: list[int]) -> None:
+    made = policy(discount=discount, max_staleness=9)
+    assert [update_weight(1000, staleness, made) for staleness in range(4)] == weights
+    assert update_weight(1, 9, made) == 1
+    with pytest.raises(UsageError, match="discount"):
+        policy(discount="often")
