@@ -11,7 +11,7 @@ from typing import Annotated
 
 from refold.schemas.canonical import Text, Uint, Within, record
 from refold.schemas.erasure import CommandId
-from refold.schemas.plans import ConfigSpan, RoundPlan, Settings
+from refold.schemas.plans import ConfigSpan, RoundPlan, Settings, choosing
 
 ROLLED_BACK = "rollback"
 """Outcome of the round that a rollback opens."""
@@ -54,7 +54,7 @@ class RollBack:
     calibration: Calibration | None = None
 
 
-@record(141)
+@record(141, version=2, upcasts={1: choosing(plans=(5,))})
 @dataclass(frozen=True, slots=True)
 class RolledBack:
     """A round is opened whose parent is an earlier one, and whose state is that one's.
