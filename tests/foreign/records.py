@@ -94,6 +94,16 @@ def _with_density(*places: int) -> Raise:
     return raised
 
 
+def _choosing(**places: tuple[int, ...]) -> Raise:
+    """Plans and policies had no requirements, no buffer and no discount: what the record holds at these places."""
+    before = {at: [[], 0, *rest] for kind, rest in (("plans", []), ("policies", ["halved"])) for at in places.get(kind, ())}
+
+    def raised(items: list[Any]) -> list[Any]:
+        return [[*item, *before[at]] if at in before else item for at, item in enumerate(items)]
+
+    return raised
+
+
 def _with_nothing(items: list[Any]) -> list[Any]:
     """What caused it was not told."""
     return [*items, None]
@@ -121,22 +131,29 @@ def _without_kind(items: list[Any]) -> list[Any]:
 
 RAISES: dict[tuple[int, int], Raise] = {
     (11, 1): _with_density(),
+    (11, 2): lambda items: [*items, [], 0, "halved"],
     (12, 1): _with_density(),
+    (12, 2): lambda items: [*items, [], 0],
     (20, 1): _with_nothing,
     (21, 1): _with_plain_body,
     (22, 1): _unsigned,
     (22, 2): _with_nothing,
     (40, 1): _with_density(5, 6),
     (40, 2): _with_identity,
+    (40, 3): _choosing(policies=(5,), plans=(6,)),
     (41, 1): _with_nothing,
     (42, 1): _with_nothing,
     (42, 2): _with_nothing,
     (45, 1): _with_density(7),
+    (45, 2): _choosing(plans=(7,)),
     (46, 1): _with_nothing,
     (50, 1): _with_density(5),
     (50, 2): _with_identity,
+    (50, 3): _choosing(plans=(5,)),
     (51, 1): _with_density(11),
+    (51, 2): _choosing(plans=(11,)),
     (73, 1): _without_kind,
+    (141, 1): _choosing(plans=(5,)),
 }
 """How the fields of a version become those of the next."""
 
