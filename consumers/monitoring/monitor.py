@@ -57,7 +57,7 @@ class Monitor:
     nodes: dict[str, Node] = field(default_factory=dict)
     bus_is_silent: bool = False
     _pasts: Pasts = field(init=False)
-    _waiting: dict[str, tuple[Vector, float]] = field(default_factory=dict)
+    _waiting: dict[str, Vector] = field(default_factory=dict)
     _changes: list[Change] = field(default_factory=list)
     _heard_any_s: float = -math.inf
     _ticked_s: float = -math.inf
@@ -93,7 +93,8 @@ class Monitor:
         delay_s = node.way.delay_s(now_s - sample.clock_s)
         if step is not None:
             rate = node.pace.rate(sample, now_s)
-            self._waiting[sample.client] = (readings(before, sample, step, rate, delay_s), now_s)
+            lost = node.losses.missing(before, sample, step)
+            self._waiting[sample.client] = readings(before, sample, step, rate, delay_s, lost)
 
     def judged(self, client: str, refused_for_content: bool) -> None:
         """Take in a verdict on an update of a node's."""
@@ -190,7 +191,7 @@ class Monitor:
         clients = [client for client in waiting if client in self.nodes]
         if not clients:
             return
-        vectors = [waiting[client][0] for client in clients]
+        vectors = [waiting[client] for client in clients]
         places = [self.nodes[client].place for client in clients]
         found = self._pasts.deviations(places, vectors, self.policy.peers_least)
         pace = _median_slowness(vectors, self.policy.peers_least)

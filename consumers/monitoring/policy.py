@@ -55,7 +55,7 @@ class HealthPolicy:
     window: int = 48
     warm_up: int = 8
     suspect_phi: float = 4.0
-    suspect_beats: float = 2.0
+    suspect_beats: float = 2.3
     dead_phi: float = 8.0
     dead_beats: float = 4.0
     spread_floor: float = 0.15

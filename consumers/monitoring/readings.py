@@ -14,6 +14,7 @@ A node that forges its clock only accuses itself of the third.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,7 +26,8 @@ UNITS = {
 }  # fmt: skip
 """Every reading grows as things get worse, so that only one side of it is looked at."""
 
-RATE_BEATS = 3
+LOSS_BEATS = 4
+RATE_BEATS = 2
 """Progress is a rate over so many beats at most: what a program reports in large steps looks jerky from one to the next."""
 
 MOST = 1e9
@@ -111,7 +113,7 @@ def step_between(before: Sample, after: Sample, gap_s: float, interval_s: float)
     return Step(gap_s, after.clock_s - before.clock_s, beats * interval_s, beats)
 
 
-def readings(before: Sample, after: Sample, step: Step, rate: float | None, delay_s: float) -> Vector:
+def readings(before: Sample, after: Sample, step: Step, rate: float | None, delay_s: float, lost: int) -> Vector:
     """Return a node's readings in the order of `NAMES`; what is not known is nan.
 
     Parameters
@@ -120,20 +122,22 @@ def readings(before: Sample, after: Sample, step: Step, rate: float | None, dela
         Batches a second, as `Pace` has it.
     delay_s
         How much longer beats are on the way than the quickest that were seen.
+    lost
+        How many of the last beats are missing, as `Losses` has it.
     """
     said = after.measures
     # Neither clock alone: a node whose own clock stood still while it was stopped shows in the server's, and a beat that waited
     # on the way shows in the delay, not here.
-    late_s = said.get("beat_lateness_s", 0.0)
-    pause_s = max(0.0, late_s, min(step.gap_s, step.ahead_s) - step.planned_s)
-    latency_s = said.get("bus_latency_s")
+    # What it waited for the bus since the beat before is no pause: the next beat is planned from the acknowledgement on.
+    late_s, latency_s = said.get("beat_lateness_s", 0.0), said.get("bus_latency_s")
+    pause_s = max(0.0, late_s, min(step.gap_s, step.ahead_s) - step.planned_s - max(0.0, latency_s or 0.0))
     throttled = [said[name] for name in ("cpu_throttled_ratio", "cpu_stolen_ratio") if name in said]
     errors = None if after.errors is None or before.errors is None else max(0, after.errors - before.errors)
     found = (
         pause_s,
         max(0.0, delay_s),
         math.nan if latency_s is None else _log(latency_s + 0.001),
-        float(max(0, after.left_out - before.left_out)),
+        float(lost),
         max(throttled) if throttled else math.nan,
         said.get("memory_used_ratio", math.nan),
         said.get("disk_used_ratio", math.nan),
@@ -181,6 +185,18 @@ class Pace:
             return None
         # None at all in this time: less than one, which is what can be said of it.
         return max(last - first, 0.5) / (to_s - from_s)
+
+
+@dataclass(slots=True)
+class Losses:
+    """How many beats are missing of the last few: numbers that were passed over, or as the node says."""
+
+    _missing: deque[int] = field(default_factory=lambda: deque(maxlen=LOSS_BEATS))
+
+    def missing(self, before: Sample, after: Sample, step: Step) -> int:
+        """Return it for a beat that has come."""
+        self._missing.append(max(step.beats - 1, min(after.left_out - before.left_out, 1000)))
+        return sum(self._missing)
 
 
 @dataclass(slots=True)

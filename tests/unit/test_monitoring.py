@@ -104,7 +104,13 @@ def test_a_node_that_falls_silent_is_suspect_then_dead_then_back(ward: Ward) -> 
         (VICTIM, "suspect", "node"),
         (VICTIM, "dead", "node"),
     ]
-    assert [change.state for change in ward.run(6)] == ["rejoined", "healthy"]
+    restarted: Fault = lambda sample: replace(sample, session=(2, b"t"))  # noqa: E731
+    assert [change.state for change in ward.run(6, restarted)] == ["rejoined", "healthy"]
+
+
+def test_beats_that_were_made_and_never_came_were_lost_on_the_way(ward: Ward) -> None:
+    ward.run(8, lambda _: None)
+    assert [(change.state, change.cause) for change in ward.run(4)] == [("rejoined", ""), ("degraded", "network")]
 
 
 def test_a_node_that_was_slowed_down_alone_is_a_straggler(ward: Ward) -> None:
