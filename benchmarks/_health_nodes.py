@@ -30,7 +30,7 @@ from refold.schemas.keys import SigningKey
 HOST = "127.0.0.1"
 HEAD = struct.Struct("!IH")
 ACK = b"\x06"
-PATIENCE_S = 30.0
+PATIENCE_S = 4.0
 BATCH, STEP_S, RATE = 32, 0.02, 0.1
 MEMORY_BYTES = 160 << 20
 """Limit of a node's memory, where the machine lets us set one."""
@@ -160,6 +160,7 @@ class NodeSpec:
     box: str
     rows: Any
     labels: Any
+    weights: Any
 
 
 def run_node(spec: NodeSpec, orders: Connection) -> None:
@@ -201,7 +202,7 @@ class _Trainer:
 
     def train(self) -> None:
         """Go on for ever."""
-        weights = np.zeros((self._rows.shape[1], 10), np.float32)
+        weights = self._spec.weights.copy()  # What a node that comes back gets: the round's model.
         per_epoch, step, loss = max(1, len(self._rows) // BATCH), 0, 2.3
         while True:
             while self._orders.poll():

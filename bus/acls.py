@@ -76,7 +76,7 @@ ROLES: Mapping[str, tuple[Grant, ...]] = {
         Grant(("Write",), TOPIC, WRITTEN_BY_SERVERS, "writes verdicts, rounds and what they name"),
         Grant(("Delete",), TOPIC, ("updates", "checked", *PRUNED), "deletes what is judged, and payloads by policy"),
         Grant(("DescribeConfigs",), TOPIC, tuple(KEPT), "refuses to start on topics that lose data"),
-        Grant(("Read",), GROUP, SERVING, "shares the work with other servers"),
+        Grant(("Read",), GROUP, (*SERVING, "attached.alert-delivery"), "shares the work with other servers"),
         Grant(("Describe",), GROUP, ("copy",), "refuses to serve a copy that is not whole"),
     ),
     "operator": (

@@ -25,6 +25,7 @@ from refold.bus.ledger import LedgerReader
 from refold.bus.topics import Topics, event_headers
 from refold.consumers.alerts import Alerts
 from refold.consumers.commands import send_command
+from refold.consumers.delivery import Sink
 from refold.consumers.listening import Listener, sample_of
 from refold.consumers.monitoring.monitor import Monitor
 from refold.consumers.monitoring.node import Change
@@ -57,10 +58,13 @@ class HealthSettings:
     ----------
     operator
         Signs commands; without it the group only tells, whatever the policy.
+    sinks
+        Where alerts are delivered to, those of all groups.
     """
 
     policy: HealthPolicy = field(default_factory=HealthPolicy)
     operator: SigningKey | None = None
+    sinks: tuple[Sink, ...] = ()
 
 
 class Health(Standby):

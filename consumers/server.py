@@ -7,10 +7,13 @@ Errors that no restart mends (a broken log, a wrong setting) end the server with
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 from refold.bus.clock import Clock, SystemClock
@@ -19,6 +22,7 @@ from refold.bus.ledger import LedgerReader
 from refold.bus.topics import Topics
 from refold.consumers.aggregation import Aggregation
 from refold.consumers.consistency import Consistency
+from refold.consumers.delivery import Courier
 from refold.consumers.detection import Detection
 from refold.consumers.detectors import Ensemble
 from refold.consumers.health import Health, HealthSettings
@@ -46,6 +50,34 @@ DECIDING = ("consistency", "detection", "aggregation", "snapshots")
 GROUPS = (*DECIDING, "health")
 STEP_S = 0.05
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+READY_S = 60.0
+"""A member whose last step ended longer ago is not ready; a turn over a very large model may take as long."""
+
+
+@dataclass(slots=True)
+class AtWork:
+    """One member's thread, as others see it.
+
+    Parameters
+    ----------
+    step_age_s
+        Time since its last step ended; infinite before the first.
+    failures
+        How often it began again from the log.
+    """
+
+    group: str
+    step_age_s: float
+    failures: int
+
+
+@dataclass(slots=True)
+class _Pulse:
+    group: str
+    stepped_s: float = -math.inf
+    failures: int = 0
 
 
 class Member(Protocol):
@@ -143,14 +175,40 @@ class Server:
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
+        self._pulses: list[_Pulse] = []
 
     def start(self) -> None:
         """Start every member's thread and return."""
         for number, group in enumerate(self._groups):
             make = self._factory(group, f"{self.member}-{group}-{number}")
-            thread = threading.Thread(target=self._run, args=(group, make), name=f"refold-{group}-{number}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._start(group, number, make)
+        if self._health is not None and self._health.sinks and "health" in self._groups:
+            sinks = self._health.sinks
+            self._start("delivery", 0, lambda: Courier(self._bus, self._topics, sinks))
+
+    def _start(self, group: str, number: int, make: Callable[[], Member]) -> None:
+        pulse = _Pulse(group)
+        name = f"refold-{group}-{number}"
+        thread = threading.Thread(target=self._run, args=(pulse, make), name=name, daemon=True)
+        self._pulses.append(pulse)
+        self._threads.append(thread)
+        thread.start()
+
+    def members(self) -> list[AtWork]:
+        """Return how the members of this process get on."""
+        now_s = time.monotonic()
+        return [AtWork(pulse.group, now_s - pulse.stepped_s, pulse.failures) for pulse in self._pulses]
+
+    def dead(self) -> str:
+        """Return why this server cannot go on by itself, or ""."""
+        if self._failure is not None:
+            return f"ended by {type(self._failure).__name__}"
+        return "stopped" if self._stop.is_set() else ""
+
+    def not_ready(self) -> str:
+        """Return which members are not at work, or "" where all are, standing by included."""
+        waiting = sorted(one.group for one in self.members() if one.step_age_s > READY_S)
+        return self.dead() or (f"not at work: {', '.join(waiting)}" if waiting else "")
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until stopped or failed; return False if `timeout_s` ran out first.
@@ -201,9 +259,10 @@ class Server:
     def _inspector(self) -> Inspector:
         return Inspector.of(self._genesis, self._secret, self._keys)
 
-    def _run(self, group: str, make: Callable[[], Member]) -> None:
+    def _run(self, pulse: _Pulse, make: Callable[[], Member]) -> None:
+        group = pulse.group
         try:
-            self._run_again_and_again(group, make)
+            self._run_again_and_again(pulse, make)
         except MemoryError as error:
             # Not begun again here: only another life of the process counts as another attempt at what memory ran out over.
             failure = TryAgainError(
@@ -220,8 +279,8 @@ class Server:
         self._failure = error
         self._stop.set()
 
-    def _run_again_and_again(self, group: str, make: Callable[[], Member]) -> None:
-        failures = 0
+    def _run_again_and_again(self, pulse: _Pulse, make: Callable[[], Member]) -> None:
+        group, failures = pulse.group, 0
         while not self._stop.is_set():
             member: Member | None = None
             try:
@@ -229,11 +288,13 @@ class Server:
                 while not self._stop.is_set():
                     if member.step(STEP_S):
                         failures = 0
+                    pulse.stepped_s = time.monotonic()
             except FencedError:
                 raise  # Two that come back again and again under one name would throw each other out for ever.
             except (BusError, TryAgainError, PlaceTakenError) as error:
                 pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
                 failures += 1
+                pulse.failures += 1
                 log.warning("%s starts again from the log in %.1f s: %s", group, pause_s, error)
                 self._stop.wait(pause_s)
             finally:

@@ -98,7 +98,7 @@ KINDS = MappingProxyType(
         SILENT: Kind(
             NODE,
             WARNING,
-            "is silent while its peers are heard",
+            "is silent while others are heard",
             "it was killed, frozen or unplugged: start it again, it goes on where it was; rounds do not wait for it",
         ),
         CUT_OFF: Kind(
@@ -120,3 +120,9 @@ ALSO = MappingProxyType(
     }
 )
 """Further kinds that the health group writes."""
+
+OF_OTHERS = frozenset({"command", "detector", "deadline", "equivocation", "over-limit", "forgery", "void", "saturated"})
+"""Kinds that the other groups write."""
+
+ALERT_KINDS = frozenset({*KINDS, *ALSO, *OF_OTHERS})
+"""Every kind; docs/OPERATIONS.md has a section for each."""

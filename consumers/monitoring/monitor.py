@@ -25,6 +25,9 @@ from refold.consumers.monitoring.readings import (
     LOST,
     NAMES,
     SLOWNESS,
+    Course,
+    Losses,
+    Pace,
     Sample,
     Vector,
     Way,
@@ -80,7 +83,7 @@ class Monitor:
         if step is None:
             # Another life: its clock, its way and its task are others; what its machine is like is not.
             node.way.clear()
-            node.pace = type(node.pace)()
+            node.pace, node.course, node.losses = Pace(), Course(), Losses()
         elif node.state != DEAD:
             node.arrivals.add(gap_s / self.interval_s / step.beats)
         self._heard(node, now_s)
@@ -94,7 +97,8 @@ class Monitor:
         if step is not None:
             rate = node.pace.rate(sample, now_s)
             lost = node.losses.missing(before, sample, step)
-            self._waiting[sample.client] = readings(before, sample, step, rate, delay_s, lost)
+            rise = node.course.rise(sample.loss)
+            self._waiting[sample.client] = readings(before, sample, step, rate, delay_s, lost, rise)
 
     def judged(self, client: str, refused_for_content: bool) -> None:
         """Take in a verdict on an update of a node's."""
@@ -203,7 +207,7 @@ class Monitor:
         policy = self.policy
         node.readings, node.deviations, node.score = vector, deviations, score
         if max(deviations) < policy.raise_at and not node.switches and score < policy.score_at and _is_quiet(node, vector):
-            self._pasts.learn(node.place, vector)
+            self._learn(node, vector)
             self._settle(node)
             return
         found = levels(policy, vector, deviations, score, self.interval_s)
@@ -214,7 +218,7 @@ class Monitor:
             on.add(kinds.REFUSED)
         if not on:
             if max(found.values()) < policy.clear_at:
-                self._pasts.learn(node.place, vector)
+                self._learn(node, vector)
             self._settle(node)
             return
         if node.kind in on and on <= node.on:
@@ -223,6 +227,10 @@ class Monitor:
         kind = explain(on, vector, deviations, policy.raise_at)
         if kind != node.kind or node.state == HEALTHY:
             self._degrade(node, kind)
+
+    def _learn(self, node: Node, vector: Vector) -> None:
+        self._pasts.learn(node.place, vector)
+        node.course.learn()
 
     def _is_refused(self, node: Node) -> bool:
         blamed = sum(node.refusals)
@@ -258,7 +266,8 @@ class Monitor:
     def _fell_silent(self, node: Node, state: str, beats: float, phi: float, together: bool) -> None:
         kind = kinds.CUT_OFF if together or _way_was_bad(node, self.policy) else kinds.SILENT
         evidence = evidence_of({"silence_beats": beats, "phi": phi})
-        cause = NETWORK if kind == kinds.CUT_OFF else NODE
+        # One that is only late may have a slow network as well as a dead process; who was silent for longer is gone.
+        cause = NETWORK if kind == kinds.CUT_OFF else NODE if state == DEAD else ""
         self._change(node, state, kind, cause, evidence=evidence)
 
     def _change(

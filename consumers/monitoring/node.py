@@ -9,7 +9,7 @@ from refold.consumers.monitoring.arrivals import Arrivals
 from refold.consumers.monitoring.causes import Levels
 from refold.consumers.monitoring.hysteresis import Switch
 from refold.consumers.monitoring.policy import HealthPolicy
-from refold.consumers.monitoring.readings import Losses, Pace, Sample, Vector, Way
+from refold.consumers.monitoring.readings import Course, Losses, Pace, Sample, Vector, Way
 from refold.schemas.health import HEALTHY
 
 NO_VECTOR: Vector = ()
@@ -63,6 +63,7 @@ class Node:
     last: Sample
     since_s: float
     pace: Pace = field(default_factory=Pace)
+    course: Course = field(default_factory=Course)
     losses: Losses = field(default_factory=Losses)
     state: str = HEALTHY
     kind: str = ""

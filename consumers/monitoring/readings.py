@@ -26,6 +26,7 @@ UNITS = {
 }  # fmt: skip
 """Every reading grows as things get worse, so that only one side of it is looked at."""
 
+COURSE_SHARE = 0.3
 LOSS_BEATS = 4
 RATE_BEATS = 2
 """Progress is a rate over so many beats at most: what a program reports in large steps looks jerky from one to the next."""
@@ -113,7 +114,7 @@ def step_between(before: Sample, after: Sample, gap_s: float, interval_s: float)
     return Step(gap_s, after.clock_s - before.clock_s, beats * interval_s, beats)
 
 
-def readings(before: Sample, after: Sample, step: Step, rate: float | None, delay_s: float, lost: int) -> Vector:
+def readings(before: Sample, after: Sample, step: Step, rate: float | None, delay_s: float, lost: int, rise: float) -> Vector:
     """Return a node's readings in the order of `NAMES`; what is not known is nan.
 
     Parameters
@@ -124,6 +125,8 @@ def readings(before: Sample, after: Sample, step: Step, rate: float | None, dela
         How much longer beats are on the way than the quickest that were seen.
     lost
         How many of the last beats are missing, as `Losses` has it.
+    rise
+        Of the training loss, as `Course` has it.
     """
     said = after.measures
     # Neither clock alone: a node whose own clock stood still while it was stopped shows in the server's, and a beat that waited
@@ -142,16 +145,10 @@ def readings(before: Sample, after: Sample, step: Step, rate: float | None, dela
         said.get("memory_used_ratio", math.nan),
         said.get("disk_used_ratio", math.nan),
         math.nan if rate is None else -_log(rate),
-        _log_loss(after.loss),
+        rise,
         math.nan if errors is None else math.log1p(errors),
     )
     return tuple(value if math.isnan(value) or value == math.inf else min(max(value, -MOST), MOST) for value in found)
-
-
-def _log_loss(loss: float | None) -> float:
-    if loss is None:
-        return math.nan
-    return math.inf if loss == math.inf else _log(loss + 1e-3)
 
 
 def _log(value: float) -> float:
@@ -185,6 +182,29 @@ class Pace:
             return None
         # None at all in this time: less than one, which is what can be said of it.
         return max(last - first, 0.5) / (to_s - from_s)
+
+
+@dataclass(slots=True)
+class Course:
+    """How a training loss goes: it falls as training gets on, so that only its recent past says what is usual."""
+
+    _usual: float | None = None
+    _now: float | None = None
+
+    def rise(self, loss: float | None) -> float:
+        """Return how far a loss lies above the recent ones, as a logarithm of their ratio; nan where that is not known."""
+        if loss is None or loss == math.inf:
+            self._now = None
+            return math.nan if loss is None else math.inf
+        self._now = _log(loss + 1e-3)
+        if self._usual is None:
+            self._usual = self._now
+        return self._now - self._usual
+
+    def learn(self) -> None:
+        """Take the last loss into what is usual."""
+        if self._now is not None and self._usual is not None:
+            self._usual += COURSE_SHARE * (self._now - self._usual)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import click
@@ -17,7 +17,10 @@ from refold.cli.describe import one_line
 from refold.cli.options import Common, common
 from refold.cli.output import log_to_stderr, note, say, say_json, table
 from refold.cli.status import GroupStatus, StatusReader
-from refold.consumers.server import GROUPS
+from refold.consumers.delivery import Command, Sink, Webhook
+from refold.consumers.health import HealthSettings
+from refold.consumers.monitoring.policy import HealthPolicy
+from refold.consumers.server import GROUPS, Server
 from refold.federation import Federation
 from refold.producers.lineage import LineageReader
 from refold.schemas.canonical import decode
@@ -36,6 +39,10 @@ LOOK_EVERY_S = 0.2
 @click.option("--member", default="", metavar="NAME", help="What this process calls itself, stable over restarts.")
 @click.option("--status", is_flag=True, help="Say who holds each group's place and what it has still to do, and stop.")
 @click.option("--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Show the status again and again, with rates.")
+@click.option("--metrics", metavar="[HOST:]PORT", help="Serve /metrics, /livez and /readyz there.")
+@click.option("--webhook", metavar="URL", multiple=True, help="Post every alert to this address as JSON; may be repeated.")
+@click.option("--alert-command", metavar="COMMAND", multiple=True, help="Run this for every alert, which it reads as JSON.")
+@click.option("--health", metavar="NAME=VALUE", multiple=True, help="How nodes are watched; docs/OPERATIONS.md lists it.")
 @click.option("--even-incomplete", is_flag=True, help="Serve a copy that was cut off, because its source is lost.")
 def serve(
     common: Common,
@@ -44,9 +51,13 @@ def serve(
     member: str,
     status: bool,
     watch: float | None,
+    metrics: str | None,
+    webhook: tuple[str, ...],
+    alert_command: tuple[str, ...],
+    health: tuple[str, ...],
     even_incomplete: bool,
 ) -> None:
-    """Run the groups consistency, detection, aggregation and snapshots, or those named, until SIGINT or SIGTERM.
+    """Run the groups consistency, detection, aggregation, snapshots and health, or those named, until SIGINT or SIGTERM.
 
     Any number of servers may run at once: consistency shares its work, of the others one member is active. Tells of rounds and
     alerts on stderr.
@@ -58,10 +69,11 @@ def serve(
             _watch_status(federation, groups or GROUPS, watch, as_json=common.json)
             return
         log_to_stderr()
-        server = federation.serve(groups or GROUPS, member=member, even_incomplete=even_incomplete)
+        watching = _health_settings(federation, health, webhook, alert_command)
+        server = federation.serve(groups or GROUPS, member=member, even_incomplete=even_incomplete, health=watching)
         news = Watch(federation, from_end=not until_end)
         try:
-            with _stopped_by_signals() as stopped, server:
+            with _stopped_by_signals() as stopped, server, _measured(federation, server, metrics):
                 note(f"serving {federation.name} ({', '.join(groups or GROUPS)}) as {server.member}")
                 while not stopped.is_set() and not server.wait(LOOK_EVERY_S):
                     news.tell()
@@ -70,6 +82,26 @@ def serve(
         finally:
             news.close()
         note("stopped")
+
+
+def _health_settings(
+    federation: Federation, words: tuple[str, ...], webhooks: tuple[str, ...], commands: tuple[str, ...]
+) -> HealthSettings:
+    """Return how nodes are watched; a policy that bans needs the operator's key here."""
+    policy = HealthPolicy.of(words)
+    sinks: list[Sink] = [*map(Webhook, webhooks), *map(Command.of, commands)]
+    return HealthSettings(policy, federation.keyring.operator() if policy.ban else None, tuple(sinks))
+
+
+def _measured(federation: Federation, server: Server, where: str | None) -> AbstractContextManager[object]:
+    if where is None:
+        return nullcontext()
+    from refold.cli.metrics import MetricsServer, address
+
+    host, port = address(where)
+    serving = MetricsServer(federation, server, host, port)
+    note(f"metrics at http://{host}:{serving.port}/metrics")
+    return serving
 
 
 class Watch:
@@ -155,7 +187,7 @@ def _show_status(found: Sequence[GroupStatus], *, as_json: bool, clear: bool) ->
         return
     if clear:
         click.clear()
-    rows = [(s.group, s.to_do, s.of, _rate(s.per_s), _ago(s.idle_s(now_ms)), ", ".join(s.members) or "-") for s in found]
+    rows = [(s.group, s.to_do, s.of, _rate(s.per_s), ago(s.idle_s(now_ms)), ", ".join(s.members) or "-") for s in found]
     for line in table(("group", "to do", "of", "in/s", "last progress", "last at work"), rows):
         say(line)
     behind = [(f"{p.topic}/{p.partition}", p.to_do, p.member or "-") for s in found if len(s.places) > 1 for p in s.places]
@@ -168,7 +200,7 @@ def _rate(per_s: float | None) -> str:
     return "-" if per_s is None else f"{per_s:.1f}"
 
 
-def _ago(idle_s: float | None) -> str:
+def ago(idle_s: float | None) -> str:
     """Return a time that has passed in the unit that reads best."""
     if idle_s is None:
         return "-"

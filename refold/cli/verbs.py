@@ -31,6 +31,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "rollback": ("refold.cli.rollback", "Let training go on from an earlier round."),
     "checkpoint": ("refold.cli.checkpoint", "Print the newest signed checkpoint of the log."),
     "prove": ("refold.cli.prove", "Prove an event to somebody without the log, or check such a proof."),
+    "health": ("refold.cli.health", "Say how every node is, or one, and why."),
+    "top": ("refold.cli.top", "Show rounds, groups, nodes and alerts, live."),
     "snapshots": ("refold.cli.snapshots", "List the snapshots."),
     "quarantine": ("refold.cli.quarantine", "List and show refused updates; ban and release clients."),
     "tail": ("refold.cli.tail", "Follow topics as they grow."),

@@ -101,7 +101,7 @@ def test_what_is_wrong_with_a_node_is_named_within_two_beats(ward: Ward, fault: 
 def test_a_node_that_falls_silent_is_suspect_then_dead_then_back(ward: Ward) -> None:
     changes = ward.run(8, lambda _: None)
     assert [(change.client, change.state, change.cause) for change in changes] == [
-        (VICTIM, "suspect", "node"),
+        (VICTIM, "suspect", ""),
         (VICTIM, "dead", "node"),
     ]
     restarted: Fault = lambda sample: replace(sample, session=(2, b"t"))  # noqa: E731
