@@ -203,7 +203,8 @@ class _Trainer:
     def train(self) -> None:
         """Go on for ever."""
         weights = self._spec.weights.copy()  # What a node that comes back gets: the round's model.
-        per_epoch, step, loss = max(1, len(self._rows) // BATCH), 0, 2.3
+        per_epoch, step, loss = max(1, len(self._rows) // BATCH), 0, 1.0
+        round_steps = int(self._rng.integers(300, 500))
         while True:
             while self._orders.poll():
                 self._obey(*self._orders.recv())
@@ -217,6 +218,8 @@ class _Trainer:
             chances[np.arange(BATCH), labels] -= 1
             weights -= RATE / BATCH * rows.T @ chances
             step += 1
+            if step == round_steps:  # The next round begins with the federation's model.
+                weights, step = self._spec.weights.copy(), 0
             self._beats.reporter.progress(epoch=step // per_epoch, batch=step % per_epoch, batches=per_epoch, loss=loss)
             time.sleep(self._pause_s)
 

@@ -20,6 +20,7 @@ from refold.consumers.monitoring.readings import (
     THROTTLED,
     Vector,
 )
+from refold.schemas.health import DATA
 
 Levels = dict[str, float]
 """Kind → how far out of line it is, in deviations."""
@@ -68,6 +69,12 @@ def explain(found: Collection[str], readings: Vector, deviations: Vector, raise_
     if {kinds.LATE, kinds.STOPPED} <= left and not _is_starved(readings, deviations, raise_at):
         left.discard(kinds.STOPPED)
     return next(kind for kind in (*kinds.KINDS, *left) if kind in left)
+
+
+def unrelated(kind: str, others: Collection[str]) -> set[str]:
+    """Return which of several kinds have nothing to do with one that is known: data and machine are two things."""
+    is_data = kinds.KINDS[kind].cause == DATA
+    return {other for other in others if (kinds.KINDS[other].cause == DATA) != is_data}
 
 
 def _is_starved(readings: Vector, deviations: Vector, raise_at: float) -> bool:

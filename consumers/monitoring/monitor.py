@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from refold.consumers.monitoring import kinds
 from refold.consumers.monitoring.arrivals import Arrivals
-from refold.consumers.monitoring.causes import evidence_of, explain, levels
+from refold.consumers.monitoring.causes import evidence_of, explain, levels, unrelated
 from refold.consumers.monitoring.node import Change, Node
 from refold.consumers.monitoring.outliers import Pasts
 from refold.consumers.monitoring.policy import HealthPolicy
@@ -223,8 +223,12 @@ class Monitor:
             return
         if node.kind in on and on <= node.on:
             return  # What is left of it while it wears off explains nothing new.
+        # What is wrong with the data explains nothing of the machine, nor the other way round: then the news is told.
+        told = on
+        if node.kind in on:
+            told = unrelated(node.kind, on - node.on) or on - unrelated(node.kind, on)
         node.on = on
-        kind = explain(on, vector, deviations, policy.raise_at)
+        kind = explain(told, vector, deviations, policy.raise_at)
         if kind != node.kind or node.state == HEALTHY:
             self._degrade(node, kind)
 
@@ -249,7 +253,8 @@ class Monitor:
         self._change(node, DEGRADED, kind, kinds.KINDS[kind].cause, evidence=evidence, note=note)
 
     def _judge_silences(self, now_s: float) -> None:
-        policy, least_s = self.policy, self.policy.suspect_beats * self.interval_s
+        policy = self.policy
+        least_s = max(policy.suspect_beats * self.interval_s, policy.silence_s)
         silent = [node for node in self.nodes.values() if node.state != DEAD and self.silence_s(node, now_s) >= least_s]
         if not silent:
             return
@@ -259,7 +264,7 @@ class Monitor:
         together = quiet >= max(2, policy.peers_least // 2) and quiet > TOGETHER * alive
         for node in silent:
             beats, phi = self.silence_s(node, now_s) / self.interval_s, self.phi(node, now_s)
-            state = _silent_state(policy, beats, phi)
+            state = _silent_state(policy, beats, phi, self.interval_s)
             if state and (node.state != SUSPECT or state == DEAD):
                 self._fell_silent(node, state, beats, phi, together)
 
@@ -292,8 +297,9 @@ def _is_quiet(node: Node, vector: Vector) -> bool:
     return not node.marked and not any(node.refusals) and math.inf not in vector
 
 
-def _silent_state(policy: HealthPolicy, beats: float, phi: float) -> str:
-    if beats >= policy.dead_beats and phi >= policy.dead_phi:
+def _silent_state(policy: HealthPolicy, beats: float, phi: float, interval_s: float) -> str:
+    least = max(policy.dead_beats, 2 * policy.silence_s / interval_s)
+    if beats >= least and phi >= policy.dead_phi:
         return DEAD
     return SUSPECT if phi >= policy.suspect_phi else ""
 

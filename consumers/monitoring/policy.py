@@ -25,6 +25,8 @@ class HealthPolicy:
         after a tenth of an interval.
     dead_phi, dead_beats
         The same for dead.
+    silence_s
+        Nobody is suspect before so long, nor dead before twice as long, however quick the beats: machines pause.
     spread_floor
         Least standard deviation of a node's gaps that is believed, in beats: what a scheduler and a bus may always do.
     raise_at, clear_at
@@ -58,6 +60,7 @@ class HealthPolicy:
     suspect_beats: float = 2.3
     dead_phi: float = 8.0
     dead_beats: float = 4.0
+    silence_s: float = 1.0
     spread_floor: float = 0.15
     raise_at: float = 5.0
     clear_at: float = 3.0

@@ -28,8 +28,8 @@ UNITS = {
 
 COURSE_SHARE = 0.3
 LOSS_BEATS = 4
-RATE_BEATS = 2
-"""Progress is a rate over so many beats at most: what a program reports in large steps looks jerky from one to the next."""
+RATE_BEATS = 1
+"""Progress is a rate over so many beats at most. A program that reports in large steps is jerky; its spread then shows it."""
 
 MOST = 1e9
 """What nodes say may be anything; beyond this it is this."""

@@ -48,5 +48,5 @@ def _told(monitor: Monitor, node: Node, now_s: float, wall_ms: int) -> NodeHealt
         round(node.score, 2),
         last.round,
         last.activity[:64],
-        note[:400],
+        "".join(c if c.isprintable() else "·" for c in note)[:400],
     )

@@ -113,7 +113,7 @@ def test_a_node_that_dies_is_told_of_with_cause_evidence_and_advice(world: World
     assert dict(told["dead"].evidence)["silence_beats"] >= 4
     assert world.states() == {name: "dead" if name == NAMES[2] else "healthy" for name in NAMES}
     world.run(watcher, 6)
-    assert [alert.state for alert in world.alerts()][2:] == ["rejoined", "healthy"]
+    assert world.alerts()[2].state == "rejoined"
 
 
 def test_f40_what_is_not_signed_by_its_node_says_nothing_of_it(world: World) -> None:

@@ -186,6 +186,14 @@ def test_one_that_flickers_does_not_flap(ward: Ward) -> None:
     assert len(changes) <= 2
 
 
+def test_a_second_trouble_of_another_sort_is_told_of_and_a_mere_consequence_is_not(ward: Ward) -> None:
+    bad_data: Fault = lambda sample: replace(sample, loss=2.3)  # noqa: E731
+    both: Fault = lambda sample: replace(sample, loss=2.3, measures={**sample.measures, "bus_latency_s": 0.6})  # noqa: E731
+    assert [change.kind for change in ward.run(4, bad_data)] == ["loss"]
+    assert [change.kind for change in ward.run(3, both)] == ["late"]
+    assert [change.kind for change in ward.run(3, both, speed=0.1)] == []
+
+
 def test_phi_grows_with_silence_and_learns_how_a_node_beats() -> None:
     regular, jerky = Arrivals(48, 0.15), Arrivals(48, 0.15)
     for number in range(48):
