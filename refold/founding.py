@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Position
 from refold.schemas.errors import PlaceTakenError, UsageError
 from refold.schemas.events import Defence, Genesis, Identity, SnapshotPolicy
-from refold.schemas.keys import log_key
+from refold.schemas.keys import SigningKey, log_key
 from refold.schemas.layout import Layout
 from refold.schemas.payload import Payload
-from refold.schemas.plans import settings
+from refold.schemas.plans import PlanPolicy, settings
 from refold.state.model_state import ModelState, initial_state
 from refold.state.optimizers import FedAvg, Optimizer
 from refold.state.order import MEAN, MEDIAN, TRIMMED
@@ -105,43 +106,66 @@ def create(
     IntegrityError
         There was such a federation, and its log is gone.
     """
-    settled = _defence(defence, selection, aggregation, bad_share)
-    policy = (plan or Plan()).policy()
-    identity = Identity(not insecure, limit_settings(limits or {}))
+    terms = _Terms(
+        (plan or Plan()).policy(),
+        optimizer or FedAvg(),
+        snapshots or SnapshotPolicy(10, 3),
+        _defence(defence, selection, aggregation, bad_share),
+        Identity(not insecure, limit_settings(limits or {})),
+    )
     state = initial_state(initial, rules)
-    bus = bus or open_bus(url, security=security)
-    name = parse_url(url).federation or _default_name(url)
-    federation = Federation(bus, name, key_folder(url, keys))
-    if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):
-        raise PlaceTakenError(f"there is a federation {name!r} on this bus", hint="connect to it, or choose another name")
-    refuse_lost_log(bus, federation.topics)
+    federation = _place(url, bus or open_bus(url, security=security), keys)
     # 1. Keys.
     operator, secret = federation.keyring.create()
     # 2. Topics.
-    bus.create_topics(federation.topics.specs(partitions))
+    federation.bus.create_topics(federation.topics.specs(partitions))
     # 3. The initial state.
     sent = _send_initial(federation, state, partitions)
     # 4. Genesis.
-    tree, rule = state.tree(), optimizer or FedAvg()
-    genesis = Genesis(
-        name,
-        state.schema,
-        sent,
-        tree.parameters_digest,
-        tree.state_digest,
-        policy,
-        plan_round(policy, 1, tuple(0 for _ in state.schema.tensors), ()),
-        rule.name,
-        rule.settings(),
-        snapshots or SnapshotPolicy(10, 3),
-        settled,
-        (operator.public,),
-        secret_digest(secret),
-        SystemClock().wall_ms(),
-        (log_key(secret).public,),
-        identity,
-    )
-    _write_genesis(federation, genesis)
+    _write_genesis(federation, terms.genesis(federation.name, state, sent, operator, secret))
+    return federation
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What is agreed before anything is made."""
+
+    policy: PlanPolicy
+    optimizer: Optimizer
+    snapshots: SnapshotPolicy
+    defence: Defence
+    identity: Identity
+
+    def genesis(self, name: str, state: ModelState, sent: Payload, operator: SigningKey, secret: bytes) -> Genesis:
+        """Return the first event of the log."""
+        tree = state.tree()
+        return Genesis(
+            name,
+            state.schema,
+            sent,
+            tree.parameters_digest,
+            tree.state_digest,
+            self.policy,
+            plan_round(self.policy, 1, tuple(0 for _ in state.schema.tensors), ()),
+            self.optimizer.name,
+            self.optimizer.settings(),
+            self.snapshots,
+            self.defence,
+            (operator.public,),
+            secret_digest(secret),
+            SystemClock().wall_ms(),
+            (log_key(secret).public,),
+            self.identity,
+        )
+
+
+def _place(url: str, bus: Bus, keys: str | Path | None) -> Federation:
+    """Return where the federation is to be made: a name on the bus under which there is none, and never was."""
+    federation = Federation(bus, parse_url(url).federation or _default_name(url), key_folder(url, keys))
+    if federation.topics.accepted in bus.topics() and _has_log(bus, federation.topics):
+        name, hint = federation.name, "connect to it, or choose another name"
+        raise PlaceTakenError(f"there is a federation {name!r} on this bus", hint=hint)
+    refuse_lost_log(bus, federation.topics)
     return federation
 
 

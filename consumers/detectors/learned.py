@@ -9,6 +9,7 @@ that was accepted, so that one threshold serves all: how many interquartile rang
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ OUTERMOST = 8
 MOST = 50.0
 
 
-class Learned:
+class Learned(ABC):
     """A detector that is fitted on traits. Subclasses say how in `_fit`, and what a row scores in `_score`, higher is worse."""
 
     name, version, reason = "learned", 1, "outlier"
@@ -79,11 +80,13 @@ class Learned:
     def _scaled(self, rows: Floats) -> Floats:
         return np.asarray(np.clip((rows - self._middle) / self._spread, -20, 20))
 
+    @abstractmethod
     def _fit(self, rows: Floats) -> Any:
-        raise NotImplementedError
+        """Return a model of scaled rows, one for each update."""
 
+    @abstractmethod
     def _score(self, rows: Floats) -> Floats:
-        raise NotImplementedError
+        """Return how unusual each scaled row is."""
 
 
 def _lately(cohort: Cohort) -> Floats:

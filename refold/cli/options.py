@@ -107,6 +107,31 @@ def common(function: F) -> F:
     return wrapped  # type: ignore[no-any-return]
 
 
+def patient(until: str) -> Callable[[F], F]:
+    """Return what gives a command ``--wait`` and ``--timeout``, and its function `timeout_s`: None where nobody waits.
+
+    Parameters
+    ----------
+    until
+        What is waited for, as the help says it.
+    """
+
+    def give(function: F) -> F:
+        @functools.wraps(function)
+        def with_patience(*args: Any, wait: bool, timeout: float, **kwargs: Any) -> Any:
+            return function(*args, timeout_s=timeout if wait else None, **kwargs)
+
+        wrapped: Any = with_patience
+        for option in (
+            click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait."),
+            click.option("--wait/--no-wait", default=True, help=f"Wait until {until}.  [wait]"),
+        ):
+            wrapped = option(wrapped)
+        return wrapped  # type: ignore[no-any-return]
+
+    return give
+
+
 def other_kafka(function: F) -> F:
     """Give a command with two buses, below `common`, ``--other-kafka`` for the second one."""
     what = "The same for the other bus, which is shown nothing of this one's account."

@@ -13,7 +13,7 @@ from refold.bus.contract import MAX_RECORD_BYTES, Place, Record
 from refold.bus.payloads import PayloadReader
 from refold.bus.ranges import records_in
 from refold.bus.topics import is_chunk
-from refold.cli.options import Common, common
+from refold.cli.options import Common, common, patient
 from refold.cli.ordering import order
 from refold.cli.output import facts, note, say, say_json, size_text, table, time_text
 from refold.federation import Federation
@@ -91,22 +91,20 @@ def show(common: Common, update: str, output: str | None) -> None:
 @common
 @click.argument("name")
 @click.option("--reason", default="", help="Why; it is kept in the log.")
-@click.option("--wait/--no-wait", default=True, help="Wait until the server has taken it.  [wait]")
-@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait.")
-def ban(common: Common, name: str, reason: str, wait: bool, timeout: float) -> None:
+@patient("the server has taken it")
+def ban(common: Common, name: str, reason: str, timeout_s: float | None) -> None:
     """Take nothing of the client NAME from now on. What was accepted stays. Needs the operator's key."""
-    _ordered(common, BanClient(name, reason), "banned", timeout if wait else None)
+    _ordered(common, BanClient(name, reason), "banned", timeout_s)
 
 
 @quarantine.command("release")
 @common
 @click.argument("name")
 @click.option("--reason", default="", help="Why; it is kept in the log.")
-@click.option("--wait/--no-wait", default=True, help="Wait until the server has taken it.  [wait]")
-@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait.")
-def release(common: Common, name: str, reason: str, wait: bool, timeout: float) -> None:
+@patient("the server has taken it")
+def release(common: Common, name: str, reason: str, timeout_s: float | None) -> None:
     """Let the client NAME, frozen or banned, take part again. What was refused stays so. Needs the operator's key."""
-    _ordered(common, ReleaseClient(name, reason), "released", timeout if wait else None)
+    _ordered(common, ReleaseClient(name, reason), "released", timeout_s)
 
 
 def _ordered(common: Common, asked: BanClient | ReleaseClient, done: str, timeout_s: float | None) -> None:

@@ -6,7 +6,7 @@ import string
 
 import click
 
-from refold.cli.options import Common, common
+from refold.cli.options import Common, common, patient
 from refold.cli.ordering import order
 from refold.cli.output import say, say_json
 from refold.schemas.checks import RevokeKeys
@@ -18,16 +18,15 @@ from refold.schemas.errors import UsageError
 @click.argument("name")
 @click.option("--key-id", "key_ids", metavar="ID", multiple=True, help="This key or token alone; may be given again.  [all]")
 @click.option("--reason", default="", help="Why; it is kept in the log.")
-@click.option("--wait/--no-wait", default=True, help="Wait until the server has taken it.  [wait]")
-@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait.")
-def revoke(common: Common, name: str, key_ids: tuple[str, ...], reason: str, wait: bool, timeout: float) -> None:
+@patient("the server has taken it")
+def revoke(common: Common, name: str, key_ids: tuple[str, ...], reason: str, timeout_s: float | None) -> None:
     """Revoke the keys and unused tokens of the client NAME. Needs the operator's key.
 
     From then on what they signed is refused, updates that wait for their round among it. What was judged stays so.
     """
     asked = RevokeKeys(name, tuple(_key_id(text) for text in key_ids), reason)
     with common.federation() as federation:
-        command, index = order(federation, asked, timeout_s=timeout if wait else None)
+        command, index = order(federation, asked, timeout_s=timeout_s)
     if common.json:
         say_json({"client": name, "key_ids": list(key_ids) or None, "command": command.hex(), "index": index})
         return

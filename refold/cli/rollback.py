@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from refold.cli.options import Common, common
+from refold.cli.options import Common, common, patient
 from refold.cli.ordering import order
 from refold.cli.output import facts, note, say, say_json
 from refold.federation import Federation
@@ -47,9 +47,8 @@ class Effect:
 @click.argument("ref")
 @click.option("--reason", default="", help="Why; it is kept in the log.")
 @click.option("--dry-run", is_flag=True, help="Say what it would do, and do nothing.")
-@click.option("--wait/--no-wait", default=True, help="Wait until the server has taken it.  [wait]")
-@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait.")
-def rollback(common: Common, ref: str, reason: str, dry_run: bool, wait: bool, timeout: float) -> None:
+@patient("the server has taken it")
+def rollback(common: Common, ref: str, reason: str, dry_run: bool, timeout_s: float | None) -> None:
     """Go back to the round REF (r120, HEAD~5, a digest) and let training go on from there. Needs the operator's key.
 
     Nothing is deleted: a new round is opened whose parent is REF, and the rounds after REF stay in the log as a branch that was
@@ -61,7 +60,7 @@ def rollback(common: Common, ref: str, reason: str, dry_run: bool, wait: bool, t
         command, index = b"", None
         if not dry_run:
             asked = RollBack(effect.parent, reason)
-            command, index = order(federation, asked, timeout_s=timeout if wait else None)
+            command, index = order(federation, asked, timeout_s=timeout_s)
     if common.json:
         say_json({**asdict(effect), "dry_run": dry_run, "command": command.hex() or None, "index": index})
         return

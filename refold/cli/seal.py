@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from refold.bus.ledger import LedgerReader
-from refold.cli.options import Common, common
+from refold.cli.options import Common, common, patient
 from refold.cli.output import note, say, say_json
 from refold.federation import Federation
 from refold.schemas.errors import NotFoundError, TryAgainError
@@ -21,9 +21,8 @@ POLL_S = 0.2
 @click.command(short_help="Let a client encrypt its updates.")
 @common
 @click.argument("name", metavar="CLIENT")
-@click.option("--wait/--no-wait", default=True, help="Wait until the client can read it.  [wait]")
-@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait.")
-def seal(common: Common, name: str, wait: bool, timeout: float) -> None:
+@patient("the client can read it")
+def seal(common: Common, name: str, timeout_s: float | None) -> None:
     """Let CLIENT encrypt its updates from now on, to a key that is made for it here. Needs the operator's key.
 
     The private half lies in the key folder, under sealing/. Every machine that serves needs a copy of it. A client that has a
@@ -33,7 +32,7 @@ def seal(common: Common, name: str, wait: bool, timeout: float) -> None:
         reader = LedgerReader(federation.bus, federation.topics.rounds)
         try:
             command = federation.seal(name)
-            event = _wait(federation, reader, command, timeout) if wait else None
+            event = None if timeout_s is None else _wait(federation, reader, command, timeout_s)
         finally:
             reader.close()
     if common.json:

@@ -8,28 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stepped import KEYS, NAMES, events, make, records, send
 
 import refold
 from refold.bus import Place, Record
 from refold.bus.clock import ManualClock
-from refold.bus.ledger import read_all
 from refold.bus.memory import MemoryBus
 from refold.bus.topics import chunk_headers
 from refold.consumers.audit import Audit
 from refold.consumers.commands import send_command
 from refold.consumers.window import ChunkWindow
 from refold.federation import Federation
-from refold.schemas.canonical import decode, encode
+from refold.schemas.canonical import encode
 from refold.schemas.checks import Alert, BanClient, Quarantined, RevokeKeys
-from refold.schemas.errors import ConfigurationError, InvalidRecord, UsageError
+from refold.schemas.errors import ConfigurationError, UsageError
 from refold.schemas.events import Unattributed, UpdateAccepted, UpdateRejected
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, UpdatesRefused
 from refold.schemas.keys import SigningKey
 from refold.schemas.payload import describe
 from refold.testing import SteppedServer, craft_update, send_update
-
-NAMES = ("ann", "bob", "eve")
-KEYS = {name: SigningKey.generate() for name in NAMES}
 
 
 @pytest.fixture
@@ -43,23 +40,11 @@ def federation(bus: MemoryBus, tmp_path: Path) -> Federation:
     return make(bus, tmp_path)
 
 
-def make(bus: MemoryBus, keys: Path, **said: Any) -> Federation:
-    plan = refold.Plan(**{"minimum": 3, "deadline_s": None, "heartbeat_s": 1.0, **said})
-    made = refold.create("memory:toy", {"w": np.zeros((40, 5), "f4")}, plan=plan, keys=keys, partitions=1, bus=bus)
-    for name in NAMES:
-        made.enroll(name, KEYS[name].public)
-    return made
-
-
 @pytest.fixture
 def server(federation: Federation) -> Iterator[SteppedServer]:
     with SteppedServer(federation) as made:
         made.settle()
         yield made
-
-
-def events(federation: Federation, *kinds: type) -> list[Any]:
-    return [e for entry in read_all(federation.bus, federation.topics.accepted) for e in entry.events if isinstance(e, kinds)]
 
 
 def verdicts(federation: Federation) -> list[tuple[str, str, int]]:
@@ -76,24 +61,6 @@ def verdicts(federation: Federation) -> list[tuple[str, str, int]]:
             case Unattributed():
                 found.append(("", event.reason, event.count))
     return found
-
-
-def send(federation: Federation, name: str = "ann", key: SigningKey | None = None, **changes: Any) -> int:
-    return send_update(federation, craft_update(federation, name, key or KEYS[name], **changes), name)
-
-
-def records(federation: Federation, topic: str, *kinds: type) -> list[Any]:
-    with federation.bus.consumer() as consumer:
-        partitions = federation.bus.topics()[topic].partitions
-        consumer.assign([Place(topic, partition) for partition in range(partitions)])
-        found = []
-        while batch := consumer.poll():
-            for record in batch:
-                try:
-                    found.append(decode(record.value or b"", *kinds))
-                except InvalidRecord:
-                    continue
-        return found
 
 
 def assert_sound(federation: Federation) -> None:

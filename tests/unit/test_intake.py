@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stepped import KEYS, NAMES, events, make, records, send
 
 import refold
 from refold.bus import Place
@@ -38,9 +39,6 @@ from refold.schemas.keys import SigningKey
 from refold.schemas.payload import Payload, chunk_digest, describe, payload_root
 from refold.testing import SteppedServer, craft_update, random_delta, send_update
 
-NAMES = ("ann", "bob", "eve")
-KEYS = {name: SigningKey.generate() for name in NAMES}
-
 
 @pytest.fixture
 def bus() -> Iterator[MemoryBus]:
@@ -50,15 +48,7 @@ def bus() -> Iterator[MemoryBus]:
 
 @pytest.fixture
 def federation(bus: MemoryBus, tmp_path: Path) -> Federation:
-    return make(bus, tmp_path)
-
-
-def make(bus: MemoryBus, keys: Path, **said: Any) -> Federation:
-    plan = refold.Plan(**{"minimum": 3, "deadline_s": 30.0, "heartbeat_s": 1.0, **said})
-    made = refold.create("memory:toy", {"w": np.zeros((40, 5), "f4")}, plan=plan, keys=keys, partitions=1, bus=bus)
-    for name in NAMES:
-        made.enroll(name, KEYS[name].public)
-    return made
+    return make(bus, tmp_path, deadline_s=30.0)
 
 
 def verdicts(federation: Federation) -> list[tuple[str, int, str]]:
@@ -74,32 +64,6 @@ def verdicts(federation: Federation) -> list[tuple[str, int, str]]:
                 case Unattributed():
                     found += [("", event.first_offset, event.reason)] * event.count
     return found
-
-
-def events(federation: Federation, kind: type) -> list[Any]:
-    return [
-        event
-        for entry in read_all(federation.bus, federation.topics.accepted)
-        for event in entry.events
-        if isinstance(event, kind)
-    ]
-
-
-def send(federation: Federation, name: str = "ann", **changes: Any) -> int:
-    return send_update(federation, craft_update(federation, name, KEYS[name], **changes), name)
-
-
-def records(federation: Federation, topic: str, *kinds: type) -> list[Any]:
-    with federation.bus.consumer() as consumer:
-        partitions = federation.bus.topics()[topic].partitions
-        consumer.assign([Place(topic, partition) for partition in range(partitions)])
-        found = []
-        for record in consumer.poll():
-            try:
-                found.append(decode(record.value or b"", *kinds))
-            except InvalidRecord:
-                continue
-        return found
 
 
 def write(federation: Federation, topic: str, *values: object) -> None:
@@ -148,7 +112,7 @@ def intake(server: SteppedServer) -> Intake:
 
 
 def test_f13_what_consistency_never_told_of_is_found_before_a_deadline_closes_the_round(bus: MemoryBus, tmp_path: Path) -> None:
-    federation = make(bus, tmp_path, minimum=1, heartbeat_s=60.0)
+    federation = make(bus, tmp_path, minimum=1, heartbeat_s=60.0, deadline_s=30.0)
     with SteppedServer(federation) as server:
         server.settle()
         first = send(federation, "ann")
@@ -164,7 +128,7 @@ def test_f13_what_consistency_never_told_of_is_found_before_a_deadline_closes_th
 def test_f30_a_flood_at_the_deadline_is_taken_in_bit_by_bit_and_closes_the_round_all_the_same(
     bus: MemoryBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federation = make(bus, tmp_path, minimum=1, heartbeat_s=60.0)
+    federation = make(bus, tmp_path, minimum=1, heartbeat_s=60.0, deadline_s=30.0)
     monkeypatch.setattr(Intake.inspect_to_ends, "__kwdefaults__", {"most_bytes": 500})
     most = 0
     with SteppedServer(federation) as server:
@@ -277,7 +241,7 @@ def sized(federation: Federation, count: int = 3) -> tuple[bytes, ...]:
 
 def test_what_is_judged_is_deleted_and_what_is_still_being_uploaded_is_not(bus: MemoryBus, tmp_path: Path) -> None:
     """Chunks of an open upload lie below other clients' manifests."""
-    federation = make(bus, tmp_path, minimum=1, deadline_s=None)
+    federation = make(bus, tmp_path, minimum=1)
     topic, place = federation.topics.updates, Place(federation.topics.updates, 0)
     with SteppedServer(federation) as server:
         server.settle()
@@ -297,7 +261,7 @@ def test_what_is_judged_is_deleted_and_what_is_still_being_uploaded_is_not(bus: 
 
 
 def test_an_upload_outlives_restarts_of_every_group(bus: MemoryBus, tmp_path: Path) -> None:
-    federation = make(bus, tmp_path, minimum=1, deadline_s=None)
+    federation = make(bus, tmp_path, minimum=1)
     topic = federation.topics.updates
     parcel = craft_update_opened(federation, inline=False)
     with bus.producer() as producer:
@@ -318,7 +282,7 @@ def test_an_upload_outlives_restarts_of_every_group(bus: MemoryBus, tmp_path: Pa
 
 def test_an_upload_outlives_a_hole_that_detection_looks_into_itself(bus: MemoryBus, tmp_path: Path) -> None:
     """Detection sees only the hole; what began before it is not its to delete."""
-    federation = make(bus, tmp_path, minimum=1, heartbeat_s=60.0)
+    federation = make(bus, tmp_path, minimum=1, heartbeat_s=60.0, deadline_s=30.0)
     place = Place(federation.topics.updates, 0)
     parcel = craft_update_opened(federation, inline=False)
     with bus.producer() as producer:
@@ -349,7 +313,7 @@ def test_f34_an_update_that_names_anothers_bytes_cannot_stop_detection_when_thes
     bus: MemoryBus, tmp_path: Path
 ) -> None:
     """The first manifest is refused and its chunk deleted while the second, which names the same chunk, waits for its round."""
-    federation = make(bus, tmp_path, deadline_s=None)
+    federation = make(bus, tmp_path)
     chunks = random_delta(federation.genesis.schema)
     with SteppedServer(federation) as server:
         server.settle()
@@ -562,7 +526,7 @@ def test_a_partition_begun_anew_is_forgotten_and_others_are_not(
 def test_f36_a_repeat_of_an_accepted_update_after_the_end_is_a_repeat_and_gets_no_receipt(
     bus: MemoryBus, tmp_path: Path
 ) -> None:
-    federation = make(bus, tmp_path, rounds=1)
+    federation = make(bus, tmp_path, rounds=1, deadline_s=30.0)
     with SteppedServer(federation) as server:
         server.settle()
         parcels = {name: craft_update(federation, name, KEYS[name]) for name in NAMES}
