@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def world(tmp_path: Path, proxied: ProxiedCluster) -> Iterator[World]:
         yield world
 
 
+@contextmanager
+def under_load(world: World) -> Iterator[float]:
+    """Keep clients at work while this lasts, and see that nothing came of what happened; yield what a round takes."""
+    with Clients(world, world.clients):
+        yield world.wait_for_round(2) / 2
+        world.fed.end("the test is over")
+    finish(world)
+
+
 def finish(world: World) -> None:
     """End the federation's processes and assert that nothing was lost or doubled, and that nobody was asked twice."""
     world.wait_until_settled(timeout_s=WELL_S)
@@ -44,23 +54,19 @@ def finish(world: World) -> None:
 
 def test_f16_one_broker_of_three_lost_costs_time_and_nothing_else(world: World, proxied: ProxiedCluster):
     stood_still = {}
-    with Clients(world, world.clients):
-        usual_s = world.wait_for_round(3) / 3
+    with under_load(world) as usual_s:
         for what in ("accepted", "updates"):
             node = proxied.leader_of(getattr(world.fed.topics, what))
             proxied.cluster.kill(node)
             stood_still[what] = world.wait_for_round(head_of(world) + 1, timeout_s=WELL_S)
             proxied.cluster.start(node)
         world.wait_for_round(head_of(world) + 2, timeout_s=WELL_S)
-        world.fed.end("the test is over")
-    finish(world)
     said = ", ".join(f"{seconds:.1f} s after the loss of the leader of {what}" for what, seconds in stood_still.items())
     print(f"a round usually takes {usual_s:.1f} s; {said}")
 
 
 def test_f17_two_brokers_of_three_lost_stop_the_writing_and_lose_nothing(world: World, proxied: ProxiedCluster):
-    with Clients(world, world.clients):
-        world.wait_for_round(2)
+    with under_load(world):
         lost = proxied.ids[:2]
         for node in lost:
             proxied.cluster.kill(node)
@@ -70,8 +76,6 @@ def test_f17_two_brokers_of_three_lost_stop_the_writing_and_lose_nothing(world: 
         for node in lost:
             threading.Thread(target=proxied.cluster.start, args=(node,)).start()
         back_s = wait_until(lambda: has_rounds_after(world, head), "rounds after", timeout_s=WELL_S, tend=world.tend)
-        world.fed.end("the test is over")
-    finish(world)
     print(f"{on_disk} bytes waited on the clients' disks; a new round {back_s:.1f} s after the brokers were started")
     # No round without a quorum of brokers: a client is owed at most its answer to the open one and to the one before.
     assert all(size < 2 * 64 << 10 for size in on_disk)
@@ -99,36 +103,27 @@ def has_rounds_after(world: World, round_: int) -> bool:
 
 
 def test_f18_a_leader_frozen_for_twenty_seconds_thaws_and_changes_nothing(world: World, proxied: ProxiedCluster):
-    with Clients(world, world.clients):
-        world.wait_for_round(2)
+    with under_load(world):
         node = proxied.leader_of(world.fed.topics.accepted)
         proxied.cluster.freeze(node)
         until_s = time.monotonic() + FROZEN_S
         wait_until(lambda: time.monotonic() >= until_s, "the thaw", tend=world.tend, pause_s=0.1)
         proxied.cluster.thaw(node)
         world.wait_for_round(head_of(world) + 2, timeout_s=WELL_S)
-        world.fed.end("the test is over")
-    finish(world)
 
 
 def test_f18_a_rolling_restart_under_load_reaches_no_clients_training_loop(world: World, proxied: ProxiedCluster):
-    with Clients(world, world.clients):
-        world.wait_for_round(2)
+    with under_load(world):
         for node in proxied.ids:
             proxied.cluster.stop(node)
             proxied.cluster.start(node)
             world.wait_for_round(head_of(world) + 1, timeout_s=WELL_S)
-        world.fed.end("the test is over")
-    finish(world)
 
 
 def test_f19_all_brokers_killed_and_started_again_go_on(world: World, proxied: ProxiedCluster):
-    with Clients(world, world.clients):
-        world.wait_for_round(2)
+    with under_load(world):
         head = head_of_nothing_new(world)
         for node in proxied.ids:
             proxied.cluster.kill(node)
         proxied.cluster.restore()
         wait_until(lambda: has_rounds_after(world, head), "rounds after", timeout_s=WELL_S, tend=world.tend)
-        world.fed.end("the test is over")
-    finish(world)
