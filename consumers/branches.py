@@ -76,6 +76,19 @@ class Branches:
         return len(self.nodes) - 1
 
     @property
+    def progress(self) -> int:
+        """How far training got on the branch of the newest round."""
+        return self.nodes[self.head].progress
+
+    def before(self, round_: int, rounds: int) -> int:
+        """Return the ancestor of a round that so many trained rounds lie behind, or round 0."""
+        wanted, at = max(0, self.nodes[round_].progress - rounds), round_
+        jumps = dict(self.nodes[round_].jumps)
+        while self.nodes[at].progress > wanted:
+            at = jumps.get(at, at - 1)
+        return at
+
+    @property
     def next_progress(self) -> int:
         """How far training will have got once the round that is open is closed."""
         return self.nodes[self.head].next().progress
@@ -121,6 +134,7 @@ class Branches:
         command_id: bytes | None = None,
         calibration: Calibration | None = None,
         clients: Collection[str] = (),
+        culprits: tuple[str, ...] = (),
     ) -> RolledBack:
         """Return the event that goes back to a round.
 
@@ -140,4 +154,4 @@ class Branches:
             raise UsageError(f"round {parent} is the newest: there is nothing to go back from")
         node = self._node_of(parent, calibration)
         plan = node.plan(policy, self.head + 2, node.exponents, clients if node.calibration else ())
-        return RolledBack(self.head + 1, parent, self.head, cause, reason, plan, calibration, command_id)
+        return RolledBack(self.head + 1, parent, self.head, cause, reason, plan, calibration, culprits, command_id)

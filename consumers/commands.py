@@ -17,6 +17,7 @@ from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import ORDERS, Command, Order
 from refold.schemas.errors import InvalidRecord, UsageError
 from refold.schemas.keys import COMMAND_TAG, SigningKey, key_id, verify
+from refold.schemas.policies import ReportModel
 
 
 class CommandReader:
@@ -27,6 +28,7 @@ class CommandReader:
         self._place = Place(topics.commands, 0)
         self._roster = roster
         self._operators = {key_id(public): public for public in roster.genesis.operator_keys}
+        self._servers = {key_id(public): public for public in roster.genesis.log_keys}
         self._consumer = bus.consumer()
         self._consumer.assign([self._place])
         self._consumer.seek(self._place, roster.position.commands)
@@ -74,7 +76,7 @@ class CommandReader:
             yield from self._consumer.poll(0.0)
 
     def _opened(self, value: bytes) -> tuple[Command, Order]:
-        """Return a command that an operator of this federation signed, and what it orders.
+        """Return a command that an operator of this federation signed, and what it orders; servers may report on the model.
 
         Raises
         ------
@@ -83,6 +85,8 @@ class CommandReader:
         """
         command = decode(value, Command)
         public = self._operators.get(command.key_id)
+        if public is None and isinstance(decode(command.body), ReportModel):
+            public = self._servers.get(command.key_id)
         signed = public is not None and verify(public, COMMAND_TAG, signed_part(command), command.signature)
         if not signed or command.federation != self._roster.genesis.federation:
             raise InvalidRecord("signature", "no operator of this federation signed it")

@@ -29,11 +29,13 @@ from refold.consumers.bounding import bounds_of
 from refold.consumers.commands import CommandReader
 from refold.consumers.detectors import Cohort, Ensemble, Opinion
 from refold.consumers.evidence import ChunksGone, Evidence
+from refold.consumers.healing import healed
 from refold.consumers.hearing import Hearing
 from refold.consumers.inspection import Inspector
 from refold.consumers.intake import Intake
 from refold.consumers.keyrequests import granted, request_fault
 from refold.consumers.liveness import Deadline, Liveness
+from refold.consumers.modelwatch import Alarm
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
 from refold.consumers.pruning import carry_out, plan_pruning
@@ -146,6 +148,7 @@ class _Active:
         self._checked_next = self.roster.position.checked
         self._pruned: DeltasPruned | None = None
         self._cannot_prune_at = -1
+        self._asked_about: Alarm | None = None
 
     def turn(self, consumer: Consumer, records: Sequence[Record]) -> bool:
         # 1. Inputs; a command that was written before an update is in force before it is looked at.
@@ -153,6 +156,7 @@ class _Active:
         moved = bool(self._rounds.poll()) or commanded
         self._require_newest()
         self._prune()
+        self._heal()
         self._hear()
         for record in records:
             self._checked_next = record.offset  # What is committed meanwhile leaves this one to be read again.
@@ -187,6 +191,22 @@ class _Active:
         if last is not None and last is not self._pruned:
             carry_out(self._bus, self._topics, last)
             self._pruned = last
+
+    def _heal(self) -> None:
+        """Go back to a good round where the model got worse, or say what a person may do about it."""
+        if self.roster.ended:
+            return
+        roster = self.roster
+        event = healed(roster.healing, roster.branches, roster.recent, roster.genesis.policy)
+        if event is not None:
+            self._alerts.raise_("model", "error", f"going back to round {event.parent}: {event.reason}", "", event.round)
+            self._commit([event], [])
+            return
+        choice = roster.healing.choice(roster.branches)
+        if choice is not None and choice.alarm is not self._asked_about:
+            self._asked_about = choice.alarm
+            advice = f"`refold rollback r{choice.parent}` goes back to what was good"
+            self._alerts.raise_("model", "error", choice.alarm.evidence, advice, choice.alarm.round)
 
     def _obey(self) -> bool:
         """Take the commands that are there, and say which of them cannot be obeyed; return whether any was taken."""

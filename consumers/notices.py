@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from refold.bus.ledger import Entry
 from refold.schemas.commits import PartitionPosition
-from refold.schemas.events import Unattributed, UpdateRejected
+from refold.schemas.events import RolledBack, Unattributed, UpdateRejected
 from refold.schemas.identity import (
     BY_KEY,
     ClientBanned,
@@ -41,6 +41,8 @@ def notices_of(entry: Entry, *, required: bool) -> Iterator[ClientNotice]:
                     yield ClientNotice(event.client, "revoked", key)
             case ClientBanned():
                 yield ClientNotice(event.client, "banned", None)
+            case RolledBack():
+                yield from (ClientNotice(client, "banned", None) for client in event.culprits)
             case ClientReleased():
                 yield ClientNotice(event.client, "released", None)
             case UpdateRejected() if required and "equivocation" in event.reasons:

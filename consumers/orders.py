@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from refold.consumers.checkpoint_policy import SnapshotRules
+from refold.consumers.healing import HealingPolicy
 from refold.consumers.roster import Roster
 from refold.consumers.sealing import keyed
 from refold.consumers.standing import Standing
@@ -11,12 +13,13 @@ from refold.schemas.errors import UsageError
 from refold.schemas.events import FederationEnded
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
 from refold.schemas.keys import is_weak, key_id
+from refold.schemas.policies import HEALING, SNAPSHOTS, SUBJECTS, ChangePolicy, ModelReported, PolicyChanged, ReportModel
 from refold.schemas.rollback import RollBack, RolledBack
 
 
 def subject_of(order: Order) -> str:
     """Return the client that a command is about, or ""."""
-    return "" if isinstance(order, EndFederation | ChangePruning | RollBack) else order.client
+    return "" if isinstance(order, EndFederation | ChangePruning | RollBack | ChangePolicy | ReportModel) else order.client
 
 
 def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
@@ -42,9 +45,23 @@ def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
             return keyed(roster.sealing, order, command_id)
         case RollBack():
             return [_rolled_back(roster, order, command_id)]
+        case ChangePolicy():
+            return [_policy_changed(order, command_id)]
+        case ReportModel():
+            known = order.round <= roster.closed and order.last_good <= order.round
+            said = (order.round, order.metric, order.value, order.fault, order.last_good)
+            return [ModelReported(*said, command_id)] if known and not roster.ended else []
         case ChangePruning():
             return [roster.pruning.changed(order, command_id)]
     return [ClientBanned(order.client, order.reason, command_id)]
+
+
+def _policy_changed(order: ChangePolicy, command_id: bytes) -> PolicyChanged:
+    checked = {HEALING: HealingPolicy.of, SNAPSHOTS: SnapshotRules.of}.get(order.subject)
+    if checked is None:
+        raise UsageError(f"no policy {order.subject!r}", hint=f"there are {', '.join(SUBJECTS)}")
+    checked(order.settings)
+    return PolicyChanged(order.subject, order.settings, command_id)
 
 
 def _rolled_back(roster: Roster, order: RollBack, command_id: bytes) -> RolledBack:

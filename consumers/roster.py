@@ -9,6 +9,7 @@ from typing import Any
 from refold.bus.ledger import Entry
 from refold.consumers.branches import Branches
 from refold.consumers.detectors.recent import Recent
+from refold.consumers.healing import Healing
 from refold.consumers.limits import Limits
 from refold.consumers.pruning import PruningLog
 from refold.consumers.sealing import SealingLog
@@ -37,9 +38,10 @@ from refold.schemas.identity import (
 )
 from refold.schemas.payload import Payload
 from refold.schemas.plans import RoundPlan
+from refold.schemas.policies import HEALING, ModelReported, PolicyChanged
 from refold.schemas.reasons import REASONS
 from refold.schemas.rollback import RolledBack
-from refold.schemas.updates import ANSWERS
+from refold.schemas.updates import ANSWERS, EVALUATE, TRAIN
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class Roster:
     pruning: PruningLog = field(default_factory=PruningLog)
     history: deque[Judged] = field(default_factory=lambda: deque(maxlen=20_000))
     recent: Recent = field(default_factory=Recent)
+    healing: Healing = field(default_factory=Healing)
 
     @classmethod
     def of(cls, genesis: Genesis) -> Roster:
@@ -124,10 +127,16 @@ class Roster:
                     self.tally.strangers[event.partition] += event.count
                 case RoundClosed():
                     self.branches.close(event)
+                    self.healing.closed(event, self.branches)
                     self._opened(event)
                 case RolledBack():
-                    self.branches.roll_back(event)
-                    self._opened(event)
+                    self._rolled_back(event)
+                case PolicyChanged():
+                    if event.subject == HEALING:
+                        self.healing.change(event.settings)
+                    self._obeyed(event.command_id)
+                case ModelReported():
+                    self.healing.reported(event)
                     self._obeyed(event.command_id)
                 case FederationEnded():
                     self.ended = True
@@ -142,6 +151,17 @@ class Roster:
                     self.pruning.fold(event)
                 case ClientEnrolled() | TokenAdmitted() | ClientRevoked() | ClientReleased() | ClientBanned():
                     self._changed(event)
+
+    def _rolled_back(self, event: RolledBack) -> None:
+        progress = self.branches.progress
+        self.branches.roll_back(event)
+        self.healing.rolled_back(event, progress)
+        self._opened(event)
+        self._obeyed(event.command_id)
+        for client in event.culprits:
+            standing = self.clients.setdefault(client, Standing())
+            standing.state = BANNED
+            self._note_active(client, standing)
 
     def _opened(self, event: RoundClosed | RolledBack) -> None:
         """Begin the round that is open from here on."""
@@ -198,6 +218,7 @@ class Roster:
         self._first(event.origin)
         origin = event.origin
         self.tally.updates[origin.client] += 1
+        self.healing.accepted(event, self.closed, kind=EVALUATE if self.genesis.policy.evaluate_every else TRAIN)
         self.clients[origin.client].accept(origin.base_round + 1, origin.kind, origin.digest)
         if origin.kind == "train":
             self._done(origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack
@@ -15,7 +16,7 @@ from refold.producers.residual_file import Amount
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import TryAgainError, UsageError
 from refold.schemas.plans import RoundPlan
-from refold.schemas.updates import DECLINE, EVALUATE, PASS, TRAIN, UpdateBody
+from refold.schemas.updates import DECLINE, EVALUATE, PASS, TRAIN, UNTOLD, UpdateBody
 from refold.state.model_state import ModelState
 
 if TYPE_CHECKING:
@@ -145,13 +146,14 @@ class Task:
             raise UsageError(f"num_examples is {num_examples}, not 1 to 2^31 − 1", round=self.round)
         coded = self._client.coded(self, state)
         self._client.own.keep(self.state.schema, state)
-        body = self._client.body(self, TRAIN, num_examples, metrics or {}, coded.chunks, coded.exponents, "", coded.sealing)
+        said = _finite(metrics or {})
+        body = self._client.body(self, TRAIN, num_examples, said, coded.chunks, coded.exponents, "", coded.sealing)
         return self._sent(body, coded.chunks, coded.unsent)
 
     def evaluated(self, *, loss: float, metrics: Mapping[str, float] | None = None, num_examples: int = 1) -> Receipt:
         """Send what the base round is worth on this client's data."""
         self._answer(evaluation=True)
-        said = {"loss": loss, **(metrics or {})}
+        said = _finite({"loss": loss, **(metrics or {})})
         body = self._client.body(self, EVALUATE, num_examples, said, (), (), "")
         return self._sent(body, ())
 
@@ -177,3 +179,9 @@ class Task:
         if evaluation != self.evaluate:
             asked = "an evaluation" if self.evaluate else "training"
             raise UsageError(f"this task asks for {asked}", round=self.round, hint="see `task.evaluate`")
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are finite numbers, and how many are not: that the model lost its way is worth telling."""
+    told = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    return told if len(told) == len(metrics) else {**told, UNTOLD: float(len(metrics) - len(told))}

@@ -9,6 +9,7 @@ from refold.schemas.canonical import Blob, Digest, Name, Text, Uint, Within, rec
 from refold.schemas.erasure import ChangePruning, EraseClient, KeyClient
 from refold.schemas.events import PublicKey, Reason
 from refold.schemas.payload import Payload
+from refold.schemas.policies import ChangePolicy, ReportModel
 from refold.schemas.rollback import RollBack
 from refold.schemas.updates import KeyId, Signature
 
@@ -190,6 +191,8 @@ Order = (
     | EraseClient
     | ChangePruning
     | RollBack
+    | ChangePolicy
+    | ReportModel
 )
 ORDERS: tuple[type[Order], ...] = get_args(Order)
 """What an operator can command."""

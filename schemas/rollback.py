@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from refold.schemas.canonical import Text, Uint, Within, record
+from refold.schemas.canonical import Name, Text, Uint, Within, record
 from refold.schemas.erasure import CommandId
 from refold.schemas.plans import ConfigSpan, RoundPlan, Settings, choosing
 
@@ -73,6 +73,8 @@ class RolledBack:
         Of the round that is open now; its settings are those of the training that was done on this branch.
     calibration
         How training goes on at first; None where it goes on as it did from the parent.
+    culprits
+        Clients that are banned with it, on the evidence that `reason` names.
     command_id
         None where nobody ordered it.
     """
@@ -84,4 +86,5 @@ class RolledBack:
     reason: Text
     next_plan: RoundPlan
     calibration: Calibration | None = None
+    culprits: Annotated[tuple[Name, ...], Within(0, 4096)] = ()
     command_id: CommandId | None = None

@@ -20,6 +20,9 @@ WATCHING = "watching"
 """The activity of who only follows a node's logs."""
 CODECS = ("grid", "exact", "float32", "topk")
 
+UNTOLD = "not_finite"
+"""Metric under which a client tells how many of its metrics are not finite numbers, which no record holds."""
+
 Metrics = Annotated[tuple[tuple[Name, float], ...], Within(0, 256)]
 Nonce = Annotated[bytes, Within(8, 8)]
 KeyId = Annotated[bytes, Within(8, 8)]

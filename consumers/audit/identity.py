@@ -5,7 +5,7 @@ What `refold.consumers.standing` and `roster` do is written here again: an audit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,6 +164,11 @@ class IdentityAudit:
         if "equivocation" in event.reasons and not self.is_open:
             client = self._clients.setdefault(event.origin.client, _Client())
             client.barred = client.barred or "frozen"
+
+    def bar(self, clients: Iterable[str]) -> None:
+        """Take note of clients that a rollback bans."""
+        for name in clients:
+            self._clients.setdefault(name, _Client()).barred = "banned"
 
     def together(self, event: Any) -> Iterator[str]:
         """Check that updates refused together were refused for what their client was."""

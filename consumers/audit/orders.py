@@ -25,9 +25,10 @@ from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import FederationEnded, Genesis
 from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientReleased, ClientRevoked, TokenAdmitted
 from refold.schemas.keys import COMMAND_TAG, key_id, verify
+from refold.schemas.policies import ChangePolicy, ModelReported, PolicyChanged, ReportModel
 from refold.schemas.rollback import RollBack, RolledBack
 
-Ordered = Changed | FederationEnded | ClientKeyed | ClientErased | PruningChanged | RolledBack
+Ordered = Changed | FederationEnded | ClientKeyed | ClientErased | PruningChanged | RolledBack | PolicyChanged | ModelReported
 Done = tuple[int, int, Ordered]
 """Index and offset in `accepted`, and an event that names a command."""
 
@@ -38,7 +39,11 @@ def audit_orders(bus: Bus, topics: Topics, genesis: Genesis, done: list[Done]) -
     for index, offset, event in done:
         if event.command_id is None or _follows(event, ordered.get(event.command_id)):
             continue
-        client = None if isinstance(event, FederationEnded | PruningChanged | RolledBack) else event.client
+        client = (
+            None
+            if isinstance(event, FederationEnded | PruningChanged | RolledBack | PolicyChanged | ModelReported)
+            else event.client
+        )
         what = f"a {type(event).__name__}{f' of {client!r}' if client else ''} without a command that an operator signed"
         yield Finding(
             STANDING, what, "whoever wrote `accepted` did this by themselves", topics.accepted, 0, offset, index, client
@@ -67,6 +72,11 @@ def _follows(event: Ordered, order: object) -> bool:
         case PruningChanged(), ChangePruning():
             pairs = ((event.keep_rounds, order.keep_rounds), (event.before_round, order.before_round))
             return all(asked in (None, found) for found, asked in pairs)
+        case PolicyChanged(), ChangePolicy():
+            return (event.subject, event.settings) == (order.subject, order.settings)
+        case ModelReported(), ReportModel():
+            names = ("round", "metric", "value", "fault", "last_good")
+            return all(getattr(event, name) == getattr(order, name) for name in names)
         case RolledBack(), RollBack():
             same = (event.parent, event.reason) == (order.round, order.reason)
             return same and event.calibration == order.calibration
@@ -78,6 +88,7 @@ def _follows(event: Ordered, order: object) -> bool:
 def _signed_orders(bus: Bus, topics: Topics, genesis: Genesis) -> dict[bytes, object]:
     """Return every order that an operator of this federation signed, by its command's id."""
     operators = {key_id(public): public for public in genesis.operator_keys}
+    servers = {key_id(public): public for public in genesis.log_keys}
     place = Place(topics.commands, 0)
     found: dict[bytes, object] = {}
     for record in records_in(bus, place, bus.begin_offset(place), bus.end_offset(place) - 1):
@@ -86,7 +97,7 @@ def _signed_orders(bus: Bus, topics: Topics, genesis: Genesis) -> dict[bytes, ob
             order = decode(command.body)
         except InvalidRecord:
             continue
-        public = operators.get(command.key_id)
+        public = operators.get(command.key_id) or (servers.get(command.key_id) if isinstance(order, ReportModel) else None)
         signed = public is not None and verify(public, COMMAND_TAG, signed_part(command), command.signature)
         if signed and command.federation == genesis.federation:
             found.setdefault(command.command_id, order)

@@ -137,6 +137,7 @@ class RoundAudit:
                     yield from self._closing(index, event, entry)
                 case RolledBack():
                     self._due.heads += [(index, event), (index, Reopened(event))]
+                    self._due.notices += [ClientNotice(client, "banned", None) for client in event.culprits]
                     yield from self._rolling_back(index, event, entry)
                 case FederationEnded():
                     self._due.heads.append((index, event))
@@ -328,7 +329,7 @@ def _differences(event: Any, asked: Any) -> Iterator[str]:
             if (event.outcome == "applied") != (event.step is not None) or event.outcome not in ("applied", "void"):
                 yield f"it is {event.outcome!r} and has {'a' if event.step else 'no'} step"
         case RolledBack(), RolledBack():
-            names = ("round", "parent", "abandoned", "cause", "reason", "next_plan", "calibration", "command_id")
+            names = ("round", "parent", "abandoned", "cause", "reason", "next_plan", "calibration", "culprits", "command_id")
         case RoundCommitted(), Reopened():
             asked = asked.event
             names = ("round", "parent", "next_plan")

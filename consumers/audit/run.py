@@ -25,6 +25,9 @@ from refold.consumers.sealing import SealingKeys
 from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.errors import NotFoundError
 from refold.schemas.events import ClientErased, ClientKeyed, DeltasPruned, FederationEnded, PruningChanged, RolledBack
+from refold.schemas.policies import ModelReported, PolicyChanged
+
+POLICIES = (PolicyChanged, ModelReported)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -155,7 +158,7 @@ class Audit:
         yield from told.fold_accepted(entry)
         self._checkpoints.fold_accepted(entry)
         for index, event in entry.indexed():
-            if isinstance(event, (*CHANGES, FederationEnded, ClientKeyed, ClientErased, PruningChanged, RolledBack)):
+            if isinstance(event, (*CHANGES, FederationEnded, ClientKeyed, ClientErased, PruningChanged, RolledBack, *POLICIES)):
                 self._done.append((index, entry.offset, event))
 
     def _replayed(self, made: Made, told: RoundAudit, snapshots: SnapshotAudit) -> Iterator[Finding]:

@@ -23,6 +23,8 @@ from refold.schemas.events import (
     DeltasPruned,
     FederationEnded,
     Genesis,
+    ModelReported,
+    PolicyChanged,
     PruningChanged,
     RolledBack,
     RoundClosed,
@@ -181,10 +183,14 @@ class VerdictAudit:
                 yield from self._closed(index, event, entry)
             case RolledBack():
                 self._identity.close(event.round)
+                self._identity.bar(event.culprits)
                 yield from self._rolled_back(index, event, entry)
             case ClientKeyed() | ClientErased():
                 self._sealing.fold(event)
                 yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, event.client)
+            case PolicyChanged() | ModelReported():
+                if event.command_id is not None:
+                    yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, None)
             case PruningChanged():
                 self._pruning.fold(event)
                 yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, None)

@@ -15,7 +15,9 @@ from refold.schemas.events import (
     FederationEnded,
     FederationOpened,
     Genesis,
+    ModelReported,
     Origin,
+    PolicyChanged,
     PruningChanged,
     Receipt,
     Receipts,
@@ -49,7 +51,7 @@ def round_of(event: Any) -> int | None:
     match event:
         case UpdateAccepted() | UpdateRejected():
             return event.origin.base_round + 1
-        case RoundClosed() | RoundCommitted() | RolledBack() | FederationEnded() | SnapshotTaken() | Alert():
+        case RoundClosed() | RoundCommitted() | RolledBack() | ModelReported() | FederationEnded() | SnapshotTaken() | Alert():
             return event.round
     return None
 
@@ -137,6 +139,12 @@ def _other_line(event: Any) -> str:
         case Checkpointed():
             said = event.signed.checkpoint
             return f"{said.events} events  root {short(said.root)}  signed by {event.signed.key_id.hex()}"
+        case PolicyChanged():
+            return f"{event.subject}  " + " ".join(f"{name}={value}" for name, value in event.settings)
+        case ModelReported():
+            value = f"{event.value[0]:.4g}" if event.value else "not finite"
+            told = event.fault or f"{event.metric}={value}"
+            return f"round {event.round}  {told}"
         case RolledBack():
             why = f"  {event.reason}" if event.reason else ""
             return f"round {event.round} on {event.parent}  left round {event.abandoned}  {event.cause}{why}"

@@ -34,6 +34,8 @@ TYPES = (
     "Unattributed",
     "RoundClosed",
     "RolledBack",
+    "PolicyChanged",
+    "ModelReported",
     "FederationEnded",
     "FederationOpened",
     "RoundCommitted",

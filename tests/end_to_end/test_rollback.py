@@ -148,3 +148,25 @@ def test_a_calibration_takes_a_client_at_a_time_and_then_training_is_where_it_wa
     closed = [event for event in events(federation, RoundClosed) if event.round > 5]
     assert [len(event.members) for event in closed] == [1, 1, 1, 1, 3, 3]
     assert not federation.verify().findings
+
+
+def test_a_repair_bans_the_culprit_goes_back_to_before_it_and_lets_the_others_calibrate(
+    federation: refold.Federation, tmp_path: Path, shell: Shell
+) -> None:
+    crowd = Crowd(federation, tmp_path)
+    crowd.hold_at = 5
+    words = ("repair", "cid", "--work", "0.5", "--set", "rate=0.4:0.1", "--set", "mode=repair", "--bus", federation.url)
+    with federation.serve(), crowd:
+        eventually(lambda: len(crowd.holding) == 3, timeout_s=30.0, what="round 5 under way")
+        tried = json.loads(shell(*words, "--dry-run", "--json"))
+        assert (tried["parent"], tried["abandoned"], tried["lost"], tried["calibration_rounds"]) == (0, 4, 8, 4)
+        shell(*words)
+        federation.release("cid")  # So that rounds of three go on in this small crowd.
+        crowd.held.set()
+        eventually(lambda: events(federation, refold.schemas.events.FederationEnded), timeout_s=60.0, what="the end")
+    (back,) = events(federation, RolledBack)
+    assert dict(back.next_plan.config) == {"rate": 0.4, "mode": "repair"}
+    assert dict(back.calibration.config_at(4)) == {"rate": pytest.approx(0.1), "mode": "repair"}
+    closed = [event for event in events(federation, RoundClosed) if event.round > 5]
+    assert [len(event.members) for event in closed] == [1, 1, 1, 1, 3, 3]
+    assert not federation.verify().findings
