@@ -28,7 +28,7 @@ from _repairs import METHODS, calibrate
 from detection_small import features_of
 
 from refold.consumers.features import FeatureExtractor
-from refold.consumers.hindsight import Hindsight
+from refold.consumers.hindsight import JudgedRound, find_culprits
 from refold.state.tensors import schema_of
 
 OURS = "rollback and calibration"
@@ -58,11 +58,12 @@ def found(past: Poisoned, every: int) -> list[int]:
     names = [f"c{client:02}" for client in range(len(past.hands))]
     tensors = [f"t{number}" for number in range(len(SHAPES))]
     schema = schema_of(dict(zip(tensors, split(past.states[0]), strict=True)))
-    extractor, hindsight = FeatureExtractor(schema, past.seed.to_bytes(32, "little")), Hindsight()
+    extractor, rounds = FeatureExtractor(schema, past.seed.to_bytes(32, "little")), []
     for round_ in range(0, len(past.deltas), every):
         deltas = [dict(zip(tensors, split(delta), strict=True)) for delta in past.deltas[round_]]
-        hindsight.take(round_ + 1, names, [features_of(delta, schema, extractor) for delta in deltas])
-    return [names.index(culprit.client) for culprit in hindsight.culprits()]
+        features = tuple(features_of(delta, schema, extractor) for delta in deltas)
+        rounds.append(JudgedRound(round_ + 1, tuple(names), features))
+    return [names.index(culprit.client) for culprit in find_culprits(rounds)]
 
 
 def one(kind: str, share: float, seed: int, alpha: float | None, rounds: int, *, every: int) -> Iterator[Row]:
@@ -140,7 +141,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="one seed, one share, few rounds: to see that it runs")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    seeds, bad, rounds, every = (1, (0.2,), 12, 4) if chosen.small else (chosen.seeds, (0.2, 0.4), ROUNDS, 3)
+    seeds, bad, rounds, every = (1, (0.2,), 12, 4) if chosen.small else (chosen.seeds, (0.2, 0.4), ROUNDS, 2)
     summaries: list[Summary] = []
     for kind in KINDS:
         for share in bad:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from refold.consumers.branches import Branches
 from refold.consumers.detectors.recent import Recent
-from refold.consumers.hindsight import Culprit, Hindsight
+from refold.consumers.hindsight import Culprit, JudgedRound, find_culprits
 from refold.consumers.modelwatch import DECLINE, GOOD_WHEN_HIGH, Alarm, ModelWatch
 from refold.schemas.errors import UsageError
 from refold.schemas.events import RoundClosed, UpdateAccepted
@@ -126,7 +126,7 @@ class Healing:
         if event.fault:
             self.watch.fault(event.round, event.last_good, event.fault)
         else:
-            value = event.value[0] if event.value else float("nan")
+            value = float("nan") if event.value is None else event.value
             self.watch.take_value(event.round, value, good_when_high=event.metric in GOOD_WHEN_HIGH)
 
     def closed(self, event: RoundClosed, branches: Branches) -> None:
@@ -169,12 +169,12 @@ class Healing:
 
 def culprits_of(recent: Recent, parent: int) -> list[Culprit]:
     """Return who is found out, in hindsight, in the rounds after `parent` that are still remembered."""
-    hindsight = Hindsight()
+    rounds = []
     for round_, judged in recent.rounds.items():
-        clients = sorted(client for client, accepted in judged.accepted.items() if accepted)
+        clients = tuple(sorted(client for client, accepted in judged.accepted.items() if accepted))
         if round_ > parent and clients:
-            hindsight.take(round_, clients, [judged.features_of(client) for client in clients])
-    return hindsight.culprits()
+            rounds.append(JudgedRound(round_, clients, tuple(judged.features_of(client) for client in clients)))
+    return find_culprits(rounds)
 
 
 def healed(healing: Healing, branches: Branches, recent: Recent, policy: PlanPolicy) -> RolledBack | None:

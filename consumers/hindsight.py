@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from refold.consumers.detectors import Cohort, Ensemble
 from refold.consumers.detectors.recent import Recent
 from refold.consumers.features import Features
 
-LEAST_ROUNDS = 3
-SHARE = 0.5
-"""Who is found out in so many rounds, and in this share of those that it took part in, is a culprit: an honest client is
-refused in some per cent of its rounds at the ensemble's set rate, so half of three or more are no accident."""
+LEAST_ROUNDS = 4
+SHARE = 0.05
+TIMES_OTHERS = 4
+"""A culprit would have been refused in so many rounds, in this share of those that it took part in, and so many times as often
+as the client in the middle (and one). Among digits dealt unlike, honest clients of sixty rounds were refused in one at most."""
+
+MOST_PASSES = 3
+"""Passes over the rounds, each without those found before: what they did to the middle hides the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,43 @@ class Hindsight:
 
     def culprits(self) -> list[Culprit]:
         """Return those found out, the surest first."""
+        counts = sorted(len(self._reasons.get(client, ())) for client in self._seen)
+        usual = TIMES_OTHERS * (counts[len(counts) // 2] + 1) if counts else 0
         found = []
         for client, reasons in self._reasons.items():
-            if len(reasons) >= max(LEAST_ROUNDS, SHARE * self._seen[client]):
+            if len(reasons) >= max(LEAST_ROUNDS, SHARE * self._seen[client], usual):
                 named = tuple(reason for reason, _ in Counter(reasons).most_common(3))
                 found.append(Culprit(client, self._seen[client], len(reasons), named, self._first[client]))
         return sorted(found, key=lambda culprit: (-culprit.refused / culprit.rounds, culprit.client))
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRound:
+    """What the log keeps of a round's cohort; `metrics` as clients told them."""
+
+    round: int
+    clients: tuple[str, ...]
+    features: tuple[Features, ...]
+    metrics: tuple[Mapping[str, float], ...] = ()
+
+    def without(self, names: Collection[str]) -> JudgedRound:
+        """Return the round without some clients."""
+        kept = [at for at, client in enumerate(self.clients) if client not in names]
+        metrics = tuple(self.metrics[at] for at in kept) if self.metrics else ()
+        return JudgedRound(self.round, tuple(self.clients[at] for at in kept), tuple(self.features[at] for at in kept), metrics)
+
+
+def find_culprits(rounds: Iterable[JudgedRound]) -> list[Culprit]:
+    """Judge rounds, oldest first, and again without those found, until nobody new is; return all that were found."""
+    every, found = list(rounds), dict[str, Culprit]()
+    for _ in range(MOST_PASSES):
+        hindsight = Hindsight()
+        for judged in every:
+            left = judged.without(found)
+            if left.clients:
+                hindsight.take(left.round, left.clients, left.features, left.metrics)
+        new = {culprit.client: culprit for culprit in hindsight.culprits()}
+        if not new:
+            break
+        found |= new
+    return list(found.values())

@@ -23,6 +23,7 @@ from refold.consumers.verdicts import BAD_PPM
 from refold.federation import Federation
 from refold.keyring import key_folder, secret_digest
 from refold.plan import Plan
+from refold.policies import policies_of
 from refold.schemas.canonical import Scalar
 from refold.schemas.codec import encode_raw
 from refold.schemas.commits import Position
@@ -32,6 +33,7 @@ from refold.schemas.keys import SigningKey, log_key
 from refold.schemas.layout import Layout
 from refold.schemas.payload import Payload
 from refold.schemas.plans import PlanPolicy, settings
+from refold.schemas.policies import PolicyChanged
 from refold.state.model_state import ModelState, initial_state
 from refold.state.optimizers import FedAvg, Optimizer
 from refold.state.order import MEAN, MEDIAN, TRIMMED
@@ -46,7 +48,7 @@ def create(
     *,
     optimizer: Optimizer | None = None,
     plan: Plan | None = None,
-    snapshots: SnapshotPolicy | None = None,
+    snapshots: SnapshotPolicy | Mapping[str, Scalar] | None = None,
     defence: str = "all",
     selection: str = "",
     aggregation: str = MEAN,
@@ -57,6 +59,7 @@ def create(
     insecure: bool = False,
     limits: Mapping[str, int] | None = None,
     security: KafkaSecurity | None = None,
+    healing: str | Mapping[str, Scalar] = "",
     bus: Bus | None = None,
 ) -> Federation:
     """Make a federation: topics, initial state, genesis.
@@ -72,7 +75,8 @@ def create(
     optimizer
         The server's; FedAvg if None.
     snapshots
-        Every how many rounds, and how many are kept; every 10 and 3 if None.
+        Every how many rounds, and how many are kept; every 10 and 3 if None. Or settings by name, such as
+        ``{"recovery_s": 5, "keep_last": 3, "keep_spaced": 2}``; see `refold.consumers.checkpoint_policy.SnapshotRules`.
     defence
         ``all``; ``consistency`` without anomaly detection; ``none`` for comparisons: integrity checks alone.
     selection
@@ -96,6 +100,9 @@ def create(
         start says so.
     limits
         What one client may take up, by name; see `refold.consumers.limits.Limits`.
+    healing
+        What happens when the model gets worse: ``automatic`` (back to a good round), ``ask`` (an alert; the default) or
+        ``never``. Or settings by name; see `refold.consumers.healing.HealingPolicy`.
 
     Raises
     ------
@@ -106,10 +113,11 @@ def create(
     IntegrityError
         There was such a federation, and its log is gone.
     """
+    policies = policies_of(healing, snapshots)
     terms = _Terms(
         (plan or Plan()).policy(),
         optimizer or FedAvg(),
-        snapshots or SnapshotPolicy(10, 3),
+        snapshots if isinstance(snapshots, SnapshotPolicy) else SnapshotPolicy(10, 3),
         _defence(defence, selection, aggregation, bad_share),
         Identity(not insecure, limit_settings(limits or {})),
     )
@@ -122,7 +130,7 @@ def create(
     # 3. The initial state.
     sent = _send_initial(federation, state, partitions)
     # 4. Genesis.
-    _write_genesis(federation, terms.genesis(federation.name, state, sent, operator, secret))
+    _write_genesis(federation, terms.genesis(federation.name, state, sent, operator, secret), policies)
     return federation
 
 
@@ -199,14 +207,14 @@ def _send_initial(federation: Federation, state: ModelState, partitions: int) ->
     return sent.placed()
 
 
-def _write_genesis(federation: Federation, genesis: Genesis) -> None:
+def _write_genesis(federation: Federation, genesis: Genesis, policies: tuple[PolicyChanged, ...]) -> None:
     bus, topics = federation.bus, federation.topics
     reader = LedgerReader(bus, topics.accepted)
     writer = LedgerWriter(bus, reader, writer="create", clock=SystemClock())
     try:
         for _ in reader.read_to_end():
             pass
-        if reader.chain.commits or not writer.append((genesis,), Position()).taken:
+        if reader.chain.commits or not writer.append((genesis, *policies), Position()).taken:
             raise PlaceTakenError(f"there is a federation {topics.federation!r} on this bus", hint="connect to it")
     finally:
         writer.close()

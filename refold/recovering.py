@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from refold.bus.ledger import read_all
 from refold.bus.payloads import PayloadReader
 from refold.consumers.features import Features
-from refold.consumers.hindsight import Culprit, Hindsight
+from refold.consumers.hindsight import Culprit, JudgedRound, find_culprits
 from refold.opened import Opened
 from refold.producers.lineage import Lineage
 from refold.schemas.canonical import Scalar
@@ -122,12 +122,12 @@ class Recovering(Opened):
         """Judge every round of the model's past by the features in the log; return who would have been refused throughout."""
         history = self.history()
         history.close()
-        hindsight = Hindsight()
-        for round_, updates in self._applied(history.lineage):
-            found = [(update, features) for update in updates if (features := self._features_of(update)) is not None]
-            clients, read = [u.origin.client for u, _ in found], [f for _, f in found]
-            hindsight.take(round_, clients, read, [dict(u.metrics) for u, _ in found])
-        return hindsight.culprits()
+        return find_culprits(self._judged(round_, updates) for round_, updates in self._applied(history.lineage))
+
+    def _judged(self, round_: int, updates: list[UpdateAccepted]) -> JudgedRound:
+        found = [(update, features) for update in updates if (features := self._features_of(update)) is not None]
+        clients, read = tuple(update.origin.client for update, _ in found), tuple(features for _, features in found)
+        return JudgedRound(round_, clients, read, tuple(dict(update.metrics) for update, _ in found))
 
     def _applied(self, lineage: Lineage) -> Iterable[tuple[int, list[UpdateAccepted]]]:
         """Yield the rounds of the model's past with the updates that they took in."""

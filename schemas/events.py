@@ -19,7 +19,6 @@ from refold.schemas.merkle import MAX_PATH
 from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload, PlaceHint
 from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, choosing, grown
-from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, grown
 from refold.schemas.policies import ModelReported as ModelReported
 from refold.schemas.policies import PolicyChanged as PolicyChanged
 from refold.schemas.rollback import RolledBack as RolledBack

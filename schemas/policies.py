@@ -6,17 +6,13 @@ What decides lies in the log, so that a successor decides alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from refold.schemas.canonical import Name, Text, Uint, Within, record
+from refold.schemas.canonical import Name, Text, Uint, record
 from refold.schemas.erasure import CommandId
 from refold.schemas.plans import Settings
 
 HEALING, SNAPSHOTS = "healing", "snapshots"
 SUBJECTS = (HEALING, SNAPSHOTS)
-
-Values = Annotated[tuple[float, ...], Within(0, 1)]
-"""One number or none."""
 
 
 @record(142)
@@ -54,14 +50,14 @@ class ReportModel:
     Parameters
     ----------
     metric, value
-        What was measured: the value, or none where it is not a finite number.
+        What was measured: the value, None where it is not a finite number.
     fault, last_good
         Why the round's state is not what the log says, "" where it is; and the last round whose state is.
     """
 
     round: Uint
     metric: Name
-    value: Values
+    value: float | None
     fault: Text
     last_good: Uint
 
@@ -73,7 +69,7 @@ class ModelReported:
 
     round: Uint
     metric: Name
-    value: Values
+    value: float | None
     fault: Text
     last_good: Uint
     command_id: CommandId

@@ -7,7 +7,7 @@ follows parents and goes the right way.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from refold.schemas.canonical import Name, Text, Uint, Within, record
 from refold.schemas.erasure import CommandId
@@ -54,7 +54,12 @@ class RollBack:
     calibration: Calibration | None = None
 
 
-@record(141, version=2, upcasts={1: choosing(plans=(5,))})
+def _blaming_nobody(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the fields of a rollback from before it could ban anyone."""
+    return (*fields[:-1], (), fields[-1])
+
+
+@record(141, version=3, upcasts={1: choosing(plans=(5,)), 2: _blaming_nobody})
 @dataclass(frozen=True, slots=True)
 class RolledBack:
     """A round is opened whose parent is an earlier one, and whose state is that one's.

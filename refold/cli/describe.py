@@ -142,7 +142,7 @@ def _other_line(event: Any) -> str:
         case PolicyChanged():
             return f"{event.subject}  " + " ".join(f"{name}={value}" for name, value in event.settings)
         case ModelReported():
-            value = f"{event.value[0]:.4g}" if event.value else "not finite"
+            value = "not finite" if event.value is None else f"{event.value:.4g}"
             told = event.fault or f"{event.metric}={value}"
             return f"round {event.round}  {told}"
         case RolledBack():

@@ -10,6 +10,7 @@ import click
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json
 from refold.cli.parameters import read_parameters
+from refold.consumers.healing import MODES
 from refold.consumers.selection import SELECTIONS
 from refold.federation import Federation
 from refold.founding import AGGREGATIONS, DEFENCES, create
@@ -50,6 +51,8 @@ from refold.state.optimizers import OPTIMIZERS, from_settings
     multiple=True,
     help="max, sum or last (integers), frozen or private; TENSOR may be a pattern.",
 )
+@click.option("--healing", type=click.Choice(MODES), help="What happens when the model gets worse.  [ask]")
+@click.option("--snapshots", metavar="NAME=VALUE", multiple=True, help="A setting of their policy; docs/RECOVERY.md has them.")
 @click.option("--snapshot-every", type=int, default=10, show_default=True, help="Rounds between snapshots.")
 @click.option("--snapshot-keep", type=int, default=3, show_default=True, help="Snapshots kept, the initial state besides.")
 @click.option("--defence", type=click.Choice(DEFENCES), default="all", show_default=True, help="What judges updates.")
@@ -70,7 +73,8 @@ def init(common: Common, source: str, **chosen: Any) -> None:
         initial,
         optimizer=from_settings(chosen["optimizer"], [(name, _number(name, v)) for name, v in optimizer_settings.items()]),
         plan=_plan(chosen),
-        snapshots=_snapshots(chosen),
+        snapshots=pairs(chosen["snapshots"]) or _snapshots(chosen),
+        healing=chosen["healing"] or "",
         defence=chosen["defence"],
         selection=chosen["selection"] or "",
         aggregation=chosen["aggregation"],

@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "diff": ("refold.cli.diff", "Say what differs between two rounds, or two copies of a log."),
     "verify": ("refold.cli.verify", "Audit the whole federation."),
     "rollback": ("refold.cli.rollback", "Let training go on from an earlier round."),
+    "policy": ("refold.cli.policy", "Show or change policies: healing, snapshots."),
     "repair": ("refold.cli.repair", "Take clients' influence out of the model."),
     "checkpoint": ("refold.cli.checkpoint", "Print the newest signed checkpoint of the log."),
     "prove": ("refold.cli.prove", "Prove an event to somebody without the log, or check such a proof."),
