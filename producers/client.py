@@ -17,6 +17,7 @@ from refold.bus.topics import Topics
 from refold.producers.answers import Answers
 from refold.producers.coding import Coded, code
 from refold.producers.heartbeat import HeartbeatThread
+from refold.producers.held_state import HeldState
 from refold.producers.history import History
 from refold.producers.opening import say_how_clients_are_known, wait_until_open
 from refold.producers.outbox import Outbox
@@ -95,6 +96,7 @@ class Client:
         )
         self._residual = Residual(outbox.folder, topics.federation, name, private=privacy is not None)
         self.witness = Witness(outbox.folder, topics.federation, name, clock=self._clock)
+        self._held = HeldState(outbox.folder, topics.federation, name)
         self.own = OwnTensors(outbox.folder, topics.federation, name)
         self._sealer = Sealer(topics.federation, name, required=sealed)
         self._history = History(
@@ -105,6 +107,7 @@ class Client:
             on_key=self._sealer.take,
             on_notice=lambda notice: self._answers.take_notice(notice),
             guard=self.witness.take,
+            slots=False,
         )
         self._publisher = Publisher(bus, topics, name, self._key, outbox, self._clock)
         self._answers = Answers(name, self._key.key_id, outbox, self._residual, self._publisher, self._clock)
@@ -227,9 +230,10 @@ class Client:
 
     def _hold(self, round_: int) -> ModelState:
         """Bring the parameters held to a round, by whatever way is there."""
-        held, self._state = self._state, None
+        held, self._state = self._state or self._held.read(self._history.lineage), None
         if held is None or held.round != round_:
             held = self._rebuilt(round_, held)
+            self._held.write(held)
         self._state = held
         if self._heartbeat:
             digest = self._history.lineage.parameters_digest(round_)

@@ -76,6 +76,8 @@ class History:
         Lets round 0 be read from `deltas`, for those who may read it; clients go without and use the genesis snapshot.
     guard
         Called with every commit of `rounds` before it is folded.
+    slots
+        False for who never asks for optimizer slots: ways are then compared without their bytes.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class History:
         on_key: KeyListener | None = None,
         on_notice: NoticeListener | None = None,
         guard: Guard | None = None,
+        slots: bool = True,
     ) -> None:
+        self._slots = slots
         self._bus = bus
         self._topics = topics
         self.rounds = LineageReader(
@@ -269,7 +273,7 @@ class History:
 
     def _starts(self, only: int | None = None) -> dict[int, int]:
         """Return the rounds whose state lies somewhere whole, with its bytes; of one alone if told so."""
-        found = {round_: _size(taken.parameters) + _size(taken.slots) for round_, taken in self.snapshots.items()}
+        found = {round_: _sizes(taken.parameters, taken.slots, self._slots) for round_, taken in self.snapshots.items()}
         if self._chunks.initial is not None:
             found.setdefault(0, _size(self._chunks.initial))
         return found if only is None else {round_: size for round_, size in found.items() if round_ == only}
@@ -282,14 +286,14 @@ class History:
         entries = self._known_rounds
         entries.setdefault(0, RoundEntry(0, None, None, {}, opened.parameters_digest, opened.state_digest))
         for round_ in range(len(entries), self.lineage.head + 1):
-            entries[round_] = entry_of(self.lineage.rounds[round_])
+            entries[round_] = entry_of(self.lineage.rounds[round_], slots=self._slots)
         return entries
 
     def _merged_entries(self) -> dict[Piece, MergedEntry]:
         for piece in self._known_merged.keys() - self.merged.keys():
             del self._known_merged[piece]
         for piece in self.merged.keys() - self._known_merged.keys():
-            self._known_merged[piece] = merged_entry_of(self.merged[piece])
+            self._known_merged[piece] = merged_entry_of(self.merged[piece], slots=self._slots)
         return self._known_merged
 
     def close(self) -> None:
@@ -301,8 +305,8 @@ class History:
                 reader.close()
 
 
-def entry_of(event: RoundCommitted) -> RoundEntry:
-    """Return what replay knows of a committed round."""
+def entry_of(event: RoundCommitted, *, slots: bool = True) -> RoundEntry:
+    """Return what replay knows of a committed round; its bytes with those of the slots or without."""
     return RoundEntry(
         event.round,
         event.parent,
@@ -310,14 +314,18 @@ def entry_of(event: RoundCommitted) -> RoundEntry:
         dict(event.slot_exponents),
         event.parameters_digest,
         event.state_digest,
-        _size(event.step) + _size(event.slots_step),
+        _sizes(event.step, event.slots_step, slots),
     )
 
 
-def merged_entry_of(event: StepsMerged) -> MergedEntry:
-    """Return what replay knows of a merged step."""
-    size = _size(event.step) + _size(event.slots_step)
+def merged_entry_of(event: StepsMerged, *, slots: bool = True) -> MergedEntry:
+    """Return what replay knows of a merged step; its bytes with those of the slots or without."""
+    size = _sizes(event.step, event.slots_step, slots)
     return MergedEntry(event.first, event.last, event.step_exponents, dict(event.slot_exponents), size)
+
+
+def _sizes(parameters: Payload | None, of_slots: Payload | None, slots: bool) -> int:
+    return _size(parameters) + (_size(of_slots) if slots else 0)
 
 
 def _size(payload: Payload | None) -> int:
