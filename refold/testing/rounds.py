@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from refold.bus.clock import SystemClock
 from refold.bus.ledger import LedgerReader, LedgerWriter
@@ -10,7 +11,7 @@ from refold.bus.payloads import send_payload
 from refold.federation import Federation
 from refold.schemas.commits import Position
 from refold.schemas.events import FederationOpened, RoundCommitted
-from refold.schemas.payload import Payload
+from refold.schemas.payload import INLINE_BYTES, Payload
 from refold.state.model_state import ModelState
 from refold.state.step import Step
 
@@ -22,10 +23,13 @@ class RoundsWriter:
     ----------
     state
         The initial state that the federation was made with; the newest round's from then on. Not to be changed by others.
+    inline_bytes
+        Up to which size a step travels inside the round's record.
     """
 
-    def __init__(self, federation: Federation, state: ModelState) -> None:
+    def __init__(self, federation: Federation, state: ModelState, *, inline_bytes: int = INLINE_BYTES) -> None:
         self.state = state
+        self._inline_bytes = inline_bytes
         self._topics, self._genesis = federation.topics, federation.genesis
         self._producer = federation.bus.producer()
         self._partitions = federation.bus.topics()[self._topics.steps].partitions
@@ -52,11 +56,7 @@ class RoundsWriter:
         if step is not None:
             for place, chunks in enumerate((step.encode(), step.encode_slots())):
                 if place == 0 or step.slots:
-                    sent = send_payload(
-                        self._producer, self._topics.steps, self._partitions, chunks, key=str(self.head).encode()
-                    )
-                    self._producer.flush()
-                    payloads[place] = sent.placed()
+                    payloads[place] = self._send(chunks)
             step.apply(self.state, round_=self.head)
         self.state.round = self.head
         tree = self.state.tree()
@@ -76,6 +76,12 @@ class RoundsWriter:
         )
         self._writer.append((made,), Position())
         return made
+
+    def _send(self, chunks: Iterable[bytes]) -> Payload:
+        topic, key = self._topics.steps, str(self.head).encode()
+        sent = send_payload(self._producer, topic, self._partitions, chunks, key=key, inline_bytes=self._inline_bytes)
+        self._producer.flush()
+        return sent.placed()
 
     def close(self) -> None:
         """Let go of the log."""
