@@ -66,6 +66,7 @@ def check_verdicts(findings: Findings, log: Log) -> int:
             findings.refused |= {origin.digest} if "duplicate" not in event.reasons else set()
             of_this = copies.get((origin.partition, origin.digest), ())
             row = [source for source in of_this if origin.offset <= source[1] <= event.last_offset]
+            row = [source for source in row if _is_signed_alike(updates, source, (origin.partition, origin.offset))]
             findings.demand(len(row) == event.count, f"a row of {event.count} refusals names {len(row)} updates: {origin}")
             verdicts.update(row)
         elif isinstance(event, Unattributed):
@@ -90,6 +91,12 @@ def check_verdicts(findings: Findings, log: Log) -> int:
             count <= nobody[partition], f"{count} unattributed in partition {partition}, {nobody[partition]} are there"
         )
     return sum(verdicts.values()) + anonymous.total()
+
+
+def _is_signed_alike(updates: dict[Source, ClientUpdate | None], source: Source, first: Source) -> bool:
+    """Whether two updates of one digest have one signature: a bit that flipped in a copy's makes it nobody's."""
+    update, other = updates.get(source), updates.get(first)
+    return update is None or other is None or update.signature == other.signature
 
 
 def _spread(

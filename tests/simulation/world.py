@@ -93,6 +93,7 @@ class World:
         self._last_write_s = 0.0
         self._holders: dict[tuple[str, Place], Process] = {}
         self._lost_tail: list[Record] | None = None
+        self._covered_at_loss = b""
         self._before_loss: set[Process] = set()
         self._refusals = 0
         self._gone: set[str] = set()
@@ -477,7 +478,8 @@ class World:
             return
         place = Place(self.topics.accepted, 0)
         log = self.bus._log.partitions[place]
-        covered = self._covered_place()
+        self._covered_at_loss = self._covered_hash()
+        covered = self._place_of(self._covered_at_loss)
         if covered < 1:
             return
         for slot in self.servers:
@@ -507,25 +509,33 @@ class World:
             if "detection" in slot.groups
         )
 
-    def _covered_place(self) -> int:
-        """Return where in `accepted` the commit lies that `rounds` covers."""
+    def _covered_hash(self) -> bytes:
+        """Return the hash of the commit of `accepted` that `rounds` covers."""
         rounds, _ = follow(self.topics.rounds, self.records(self.topics.rounds))
-        covered = rounds[-1].commit.position.accepted_hash if rounds else b""
+        return rounds[-1].commit.position.accepted_hash if rounds else b""
+
+    def _place_of(self, covered: bytes) -> int:
+        """Return where in `accepted` the commit with this hash lies, or -1."""
         for place, record in enumerate(self.records(self.topics.accepted)):
             if blake3.blake3(record.value or b"", derive_key_context="refold 2026 commit").digest() == covered:
                 return place
         return -1
 
-    def _mend(self) -> None:
-        """Put back what was lost, as from a copy, and start the servers again."""
+    def _judge_loss(self) -> None:
         if written := self._written_while_lost:
             self.violations.append(f"a log that lost its tail was gone on with: {written} written, {self._refusals} refused")
         if not self._refusals and self._had_to_refuse():
             self.violations.append("a log that lost its tail was served: nobody refused")
         self.rare["lost tail refused"] += self._refusals
+
+    def _mend(self) -> None:
+        """Put back what was lost, as from a copy, and start the servers again."""
         assert self._lost_tail is not None
-        log = self.bus._log.partitions[Place(self.topics.accepted, 0)]
-        log._records, log.next_offset = self._lost_tail, len(self._lost_tail)
+        # Where the bus repeated the very record that was lost, the log is whole, and whoever went on with it was right.
+        if self._place_of(self._covered_at_loss) < 0:
+            self._judge_loss()
+            log = self.bus._log.partitions[Place(self.topics.accepted, 0)]
+            log._records, log.next_offset = self._lost_tail, len(self._lost_tail)
         self._lost_tail = None
         for slot in self.servers:
             self.scheduler.kill(slot.process)
