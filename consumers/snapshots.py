@@ -28,6 +28,7 @@ from refold.bus.payloads import Sent, send_payload
 from refold.bus.ranges import records_in
 from refold.bus.topics import Topics, event_headers
 from refold.consumers.merging import Merging
+from refold.consumers.snapshot_facts import SnapshotFacts
 from refold.consumers.standby import Standby
 from refold.producers.history import History
 from refold.schemas.canonical import encode
@@ -61,13 +62,13 @@ class _Active:
     def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, member: str, clock: Clock) -> None:
         self._bus = bus
         self._topics = topics
-        self._genesis = genesis
         self._member = member
         self._clock = clock
         self._history = History(bus, topics, genesis=genesis)
         self._producer = bus.producer()
         self._partitions = bus.topics()[topics.snapshot_chunks].partitions
         self._state: ModelState | None = None
+        self._facts = SnapshotFacts(bus, topics, genesis)
         self._merging = Merging(bus, topics, self._history, self._producer, clock)
         self._history.refresh()
         self._sweep()
@@ -77,6 +78,8 @@ class _Active:
         lineage = self._history.refresh()
         if lineage.opened is None:
             return False
+        if self._facts.follow() and self._history.snapshots:
+            self._prune()
         due = self._due()
         if due is not None:
             self._take(due)
@@ -90,14 +93,14 @@ class _Active:
         """Return the round to snapshot now: genesis first, then the newest that the policy asks for."""
         if 0 not in self._history.snapshots:
             return 0
-        every = self._genesis.snapshots.every_rounds
-        newest = self._history.lineage.head // every * every
-        return newest if newest > max(self._history.snapshots) else None
+        rounds = self._history.lineage.rounds
+        tagged = [tag for tag in self._facts.rules.tags if tag in rounds and tag not in self._history.snapshots]
+        return tagged[0] if tagged else self._facts.rules.due(self._facts.since(self._history, self._clock.wall_ms()))
 
     def _take(self, round_: int) -> None:
         held, self._state = self._state, None
-        state = self._history.rebuild(round_, held=held if held and held.round <= round_ else None)
-        attempt = os.urandom(8)
+        state = self._rebuilt(round_, held if held and held.round <= round_ else None)
+        attempt, begun_s = os.urandom(8), self._clock.monotonic_s()
         # 1. Chunks.
         layout = Layout.of(state.schema)
         parameters = self._send(round_, attempt, b"p", encode_raw(state.parameters, layout))
@@ -119,8 +122,26 @@ class _Active:
             self._clock.wall_ms(),
         )
         self._send_manifest(round_, encode(manifest))
+        self._facts.rates.write_s = self._clock.monotonic_s() - begun_s
         self._history.refresh()
         self._state = state
+        if self._facts.rules.recovery_s:
+            self._measure_loading(round_)
+
+    def _rebuilt(self, round_: int, held: ModelState | None) -> ModelState:
+        """Return a round's state, and take note of how long replaying a step takes."""
+        path = self._history.find_path(round_, held=held.round if held else None)
+        begun_s = self._clock.monotonic_s()
+        state = self._history.rebuild(round_, held=held)
+        if path.legs and held is not None and path.start == held.round:
+            self._facts.rates.replay_s = (self._clock.monotonic_s() - begun_s) / len(path.legs)
+        return state
+
+    def _measure_loading(self, round_: int) -> None:
+        """Read back what was just written: a budget for recovery needs to know what that takes."""
+        begun_s = self._clock.monotonic_s()
+        self._history.rebuild(round_, start=round_)
+        self._facts.rates.load_s = self._clock.monotonic_s() - begun_s
 
     def _send_slots(self, round_: int, attempt: bytes, state: ModelState) -> Sent | None:
         if not state.slots:
@@ -152,9 +173,9 @@ class _Active:
         self._producer.flush()
 
     def _prune(self) -> None:
-        """Keep the newest, as many as the policy says, and genesis."""
-        kept = self._genesis.snapshots.keep_last
-        for round_ in sorted(self._history.snapshots)[1:-kept]:
+        """Let go of what no rule of the policy keeps."""
+        kept = self._facts.rules.kept(self._history.snapshots, self._facts.log.values)
+        for round_ in sorted(self._history.snapshots.keys() - kept.keys()):
             taken = self._history.snapshots[round_]
             self._send_manifest(round_, None)
             self._drop_chunks(taken)
@@ -184,7 +205,7 @@ class _Active:
         self._producer.flush()
 
     def close(self) -> None:
-        close_all(self._history, self._merging, self._producer)
+        close_all(self._history, self._facts, self._merging, self._producer)
 
 
 def chunk_key(round_: int, attempt: bytes, part: bytes, index: int) -> bytes:

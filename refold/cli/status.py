@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
+from refold.bus.clock import SystemClock
 from refold.bus.closing import close_all
 from refold.bus.contract import Committed, Place
 from refold.bus.ledger import Entry, LedgerReader
 from refold.consumers.reported import follow_reports
+from refold.consumers.snapshot_facts import SnapshotFacts
 from refold.federation import Federation
 from refold.schemas.commits import Position
 
@@ -67,6 +69,7 @@ class StatusReader:
         self._logs = {log: LedgerReader(self._bus, f"{federation.name}.{log}") for log in ("accepted", "rounds")}
         self._last: dict[str, Entry] = {}
         self._history = federation.history()
+        self._facts = SnapshotFacts(self._bus, federation.topics, federation.genesis)
         self._inputs: dict[str, tuple[float, int]] = {}
         self._reports, self._beats = follow_reports(self._bus, federation.topics, federation.genesis)
 
@@ -122,9 +125,9 @@ class StatusReader:
     def _snapshots(self) -> GroupStatus:
         """Its manifests do not name their writer; 1 is to do where the policy asks for one that is not there yet."""
         lineage, kept = self._history.lineage, self._history.snapshots
-        newest = max(kept, default=None)
-        every = self._federation.genesis.snapshots.every_rounds
-        due = lineage.opened is not None and (newest is None or lineage.head // every * every > newest)
+        self._facts.follow()
+        asked = self._facts.rules.due(self._facts.since(self._history, SystemClock().wall_ms()))
+        due = lineage.opened is not None and (not kept or asked is not None)
         when_ms = max((taken.time_ms for taken in kept.values()), default=None)
         rate = self._rate("snapshots", lineage.head)
         place = PlaceStatus("rounds", 0, int(due), None, when_ms)
@@ -161,7 +164,7 @@ class StatusReader:
 
     def close(self) -> None:
         """Let go of the readers."""
-        close_all(*self._logs.values(), self._history, self._beats)
+        close_all(*self._logs.values(), self._history, self._facts, self._beats)
 
 
 def _said(metadata: str) -> tuple[str | None, int | None]:

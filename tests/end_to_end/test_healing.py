@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -64,5 +65,9 @@ def test_a_collapse_goes_back_to_the_last_good_round_and_training_ends_well(
     assert not healed.verify().findings
     said = [event for event, _ in healed.log() if isinstance(event, PolicyChanged)]
     assert {event.subject for event in said} == {"healing", "snapshots"}
+    assert run(["snapshots", "HEAD", "r13", "--measure", "--bus", healed.url, "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["kept_as"] for line in told if line.get("kept_as")][0] == "initial"
+    assert all(line["measured_s"] > 0 and line["predicted_s"] > 0 for line in told if "predicted_s" in line)
     assert run(["policy", "--bus", healed.url]) == 0
     assert "healing mode    automatic" in capsys.readouterr().out
