@@ -67,7 +67,7 @@ def test_a_collapse_goes_back_to_the_last_good_round_and_training_ends_well(
     assert {event.subject for event in said} == {"healing", "snapshots"}
     assert run(["snapshots", "HEAD", "r13", "--measure", "--bus", healed.url, "--json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["kept_as"] for line in told if line.get("kept_as")][0] == "initial"
+    assert next(line["kept_as"] for line in told if line.get("kept_as")) == "initial"
     assert all(line["measured_s"] > 0 and line["predicted_s"] > 0 for line in told if "predicted_s" in line)
     assert run(["policy", "--bus", healed.url]) == 0
     assert "healing mode    automatic" in capsys.readouterr().out
