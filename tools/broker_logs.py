@@ -3,11 +3,13 @@
 ::
 
     python tools/broker_logs.py OUT.jsonl.xz [--lines 100000] [--faults 4]
+    python tools/broker_logs.py OUT.jsonl.xz --thin IN.jsonl.xz      the sample in tests/data
 
 starts three brokers, gives them ordinary work (topics made and deleted, records, consumer groups that come and go) until they
 have written so many lines, and then kills, freezes and restarts brokers in turn. Each line of OUT is ``[node, phase, text]``:
 phase is ``work`` or what was done to a broker just before (``kill``, ``freeze``, ``start``), text is what the broker wrote,
-with this machine's paths replaced.
+with this machine's paths replaced. Thinned, the first lines of each kind stay and one in 24 of the others: short, with all that
+is rare in it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import lzma
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kafka import KafkaConsumer, KafkaProducer
@@ -28,6 +31,7 @@ from refold.testing.kafka.cluster import Cluster
 
 PARTITIONS = 24
 PAUSE_S = 8.0
+FIRST, ONE_IN = 3, 24
 SETTINGS = {
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
@@ -88,13 +92,34 @@ def trouble(cluster: Cluster, collected: Collected, turn: int) -> None:
         collected.take(phase)
 
 
+def thinned(lines: Iterable[tuple[int, str, str]]) -> Iterator[tuple[int, str, str]]:
+    """Yield the first lines of each kind, by node and phase, and a part of the rest."""
+    seen = Counter[tuple[int, str, str]]()
+    for at, (node, phase, text) in enumerate(lines):
+        kind = (node, phase, re.sub(r"[\w-]*\d[\w.-]*", "#", text)[:80])
+        seen[kind] += 1
+        if seen[kind] <= FIRST or at % ONE_IN == 0:
+            yield node, phase, text
+
+
+def write(path: Path, lines: Iterable[tuple[int, str, str]]) -> None:
+    """Write lines to a file."""
+    with lzma.open(path, "wt", preset=9) as out:
+        out.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+
+
 def main() -> None:
     """Make the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--lines", type=int, default=100_000)
     parser.add_argument("--faults", type=int, default=4)
+    parser.add_argument("--thin", type=Path, metavar="IN")
     options = parser.parse_args()
+    if options.thin:
+        with lzma.open(options.thin, "rt") as file:
+            write(options.out, thinned(map(json.loads, file)))
+        return
     with Cluster(3, settings=SETTINGS) as cluster:
         collected = Collected(cluster)
         turn = 0
@@ -105,8 +130,7 @@ def main() -> None:
             print(f"{len(collected.lines):,} lines", file=sys.stderr)
         for fault in range(options.faults):
             trouble(cluster, collected, fault)
-    with lzma.open(options.out, "wt", preset=9) as out:
-        out.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in collected.lines)
+    write(options.out, collected.lines)
 
 
 if __name__ == "__main__":

@@ -44,15 +44,19 @@ _STAMP = re.compile(
 _VARIABLE = re.compile(r"(?<![^\W_])(?=[A-Fa-f-]*\d)(?:0x)?[0-9A-Fa-f-]{8,}(?![^\W_])|0x[0-9A-Fa-f]+|\d+(?:[.,:]\d+)*")
 _DIGITS = re.compile(r"\d[\d.,:]*")
 _SERIES = re.compile(rf"{NUMBER}(?:[,;]?\s*{NUMBER})+")
-# Words that tell of a failure whatever the level. The first kind only ever does; the second also occurs where all is well.
+# Words that only ever tell of a failure, and words that sometimes occur where all is well.
+_CRASH = re.compile(
+    r"[A-Z]\w*(?:Error|Exception)\b|Traceback|(?i:\bpanic\b|\bfatal\b|segfault|segmentation|core dump|out of memory|\bkilled\b)"
+)
 _FAILURE = re.compile(
-    r"(?i)exception\b|traceback|\bpanic|\bfatal|segfault|segmentation|\bsig(?:kill|segv|abrt|bus|term)\b|core dump|"
-    r"out of memory|oom|no space|corrupt|unreachable|broken pipe|deadlock|\babort|\bcrash|\bkilled\b|\b(?:nan|inf)\b.*\bloss|"
-    r"loss\b.*\b(?:nan|inf)\b|connection (?:refused|reset|lost|closed)|refused|denied|not permitted|timed?[ -]?out|"
-    r"\bfail(?:ed|ure|s|ing)?\b|\berrors?\b|unable to|cannot|can't|could not|couldn't|invalid|illegal|unexpected|\bbad\b|"
-    r"not (?:found|available|enough|supported|allowed|responding)|no such|unavailable|exceed|overflow|expired|mismatch|"
-    r"insufficient|exhausted|\blost\b|\bdead\b|unauthori[sz]ed|forbidden|rejected|violat|missing|disconnect|read-only|"
-    r"too (?:many|large|long|big|small)|stale|damaged|\bunknown\b|interrupted|not a |does not |doesn't |did not |must not "
+    r"(?i)exception\b|(?-i:[A-Z]\w*Error)\b|\[errno\b|traceback|\bpanic|\bfatal|segfault|segmentation|core dump|out of memory|"
+    r"\bsig(?:kill|segv|abrt|bus|term)\b|\boom\b|no space|corrupt|unreachable|broken pipe|deadlock|\babort|\bcrash|\bkilled\b|"
+    r"\b(?:nan|inf)\b.*\bloss|loss\b.*\b(?:nan|inf)\b|connection (?:refused|reset|lost|closed)|refused|\bdenied|not permitted|"
+    r"(?<![\w.])timed?[ -]?out|\bfail(?:ed|ure|s|ing)?\b|\berrors?\b|unable to|cannot|can't|could not|couldn't|\binvalid\b|"
+    r"\billegal|\bunexpected|\bbad\b|not (?:found|able|available|enough|supported|allowed|responding)|no such|unavailable|"
+    r"\bexceed|\boverflow|\bexpired\b|mismatch|\binsufficient|\bexhausted|\blost\b|\bdead\b|unauthori[sz]ed|forbidden|\brejected|"
+    r"\bviolat|\bmissing\b|\bdisconnect|read-only|too (?:many|large|long|big|small)|\bstale\b|\bdamaged\b|\bunknown\b|"
+    r"\binterrupted\b|not a |does not |doesn't |did not |must not "
 )
 
 
@@ -79,6 +83,11 @@ def sketched(line: str) -> str:
 def without_numbers(line: str) -> str:
     """Return a line with `NUMBER` for every number and long id, and one for a series of them."""
     return _SERIES.sub(NUMBER, _VARIABLE.sub(NUMBER, line))
+
+
+def tells_of_crash(text: str) -> bool:
+    """Whether the words of a line leave no doubt that something failed."""
+    return _CRASH.search(text) is not None
 
 
 def tells_of_failure(text: str) -> bool:

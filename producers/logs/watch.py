@@ -25,6 +25,10 @@ as far as they keep to the same measure."""
 SORTING_COST = 9
 """A line of a kind that was not seen lately takes ten times as long as another; endless new kinds must not cost more for it."""
 
+FORMED_SHARE, FORMED_LINES = 0.95, 500
+"""Where of the last lines, weighed so, nearly all say their level, a new kind of line that does not is told as a warning: it is
+of another origin than the rest (a runtime that dies, a library that prints). Indented ones go on with the line before."""
+
 MAX_NOTABLE = 128
 """Templates that wait to be told; the oldest go, and are told later by turns."""
 
@@ -57,6 +61,7 @@ class LogWatch:
         self._told_to = 0
         self._at_window: dict[bytes, int] = {}
         self._allowances = [_Allowance(lines_per_s), _Allowance(lines_per_s)]
+        self._levelled = 0.0
         self._evicted = 0
         self._turn = 0
         self._offered: LogDigest | None = None
@@ -89,6 +94,7 @@ class LogWatch:
         self._counted.lines += 1
         if level is None:
             level = level_of(line)
+        self._levelled += ((level != UNKNOWN) - self._levelled) / FORMED_LINES
         if level >= WARNING:
             self._counted.warnings += level == WARNING
             self._counted.errors += level >= ERROR
@@ -96,7 +102,8 @@ class LogWatch:
         if not allowance.grants(now_s):
             self._counted.unread += 1
             return
-        text = split_stamp(plain(line)).strip()
+        clean = plain(line)
+        text = split_stamp(clean).strip()
         if not text:
             return
         sorted_before = self._miner.sorted
@@ -104,6 +111,8 @@ class LogWatch:
         if self._miner.sorted > sorted_before:
             allowance.charge(SORTING_COST)
         if is_new:
+            if level == UNKNOWN and self._levelled > FORMED_SHARE and not clean[0].isspace():
+                template.level = WARNING
             self._new.add(template.key)
             self._note(template)
         if level >= ERROR or (level == UNKNOWN and template.alarming):
