@@ -114,15 +114,21 @@ class ModelState:
                 made[tensor.name] = made[self.schema.tensors[tensor.tied_to].name]
         return made
 
+    def to_safetensors(self) -> bytes:
+        """Return the parameters, as `numpy` gives them, as safetensors: the same bytes for the same state everywhere.
+
+        Its metadata names the round and the parameters' digest, under one key, since several have no order.
+        """
+        from safetensors.numpy import save
+
+        return save(self.numpy(), metadata={"refold": f"round {self.round}, parameters {self.parameters_digest.hex()}"})
+
     def safetensors(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters, as `numpy` gives them, as a safetensors file, whole or not at all.
 
         A crash before 3. leaves at most ``PATH.tmp``; what was at `path` stays until then.
         """
-        from safetensors.numpy import save
-
-        target = Path(path)
-        data = save(self.numpy(), metadata={"refold.round": str(self.round), "refold.parameters": self.parameters_digest.hex()})
+        target, data = Path(path), self.to_safetensors()
         scratch = target.with_name(target.name + ".tmp")
         # 1. Write beside the target.
         with scratch.open("wb") as file:

@@ -73,7 +73,7 @@ def serve(
         server = federation.serve(groups or GROUPS, member=member, even_incomplete=even_incomplete, health=watching)
         news = Watch(federation, from_end=not until_end)
         try:
-            with _stopped_by_signals() as stopped, server, _measured(federation, server, metrics):
+            with stopped_by_signals() as stopped, server, _measured(federation, server, metrics):
                 note(f"serving {federation.name} ({', '.join(groups or GROUPS)}) as {server.member}")
                 while not stopped.is_set() and not server.wait(LOOK_EVERY_S):
                     news.tell()
@@ -149,7 +149,7 @@ def _from_now(federation: Federation) -> Consumer:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
+def stopped_by_signals() -> Iterator[threading.Event]:
     """Turn SIGINT and SIGTERM into an event, so that members leave their groups; a second one ends the process."""
     stopped = threading.Event()
 

@@ -15,6 +15,7 @@ from refold.cli import settings
 VERBS: dict[str, tuple[str, str]] = {
     "init": ("refold.cli.init", "Make a federation from initial parameters in a file."),
     "serve": ("refold.cli.serve", "Run the server: all groups, or those named."),
+    "replica": ("refold.cli.replica", "Follow the log and serve the newest model to local readers."),
     "client": ("refold.cli.client", "Run a client that trains with your function."),
     "enroll": ("refold.cli.enroll", "Let a key speak for a client."),
     "seal": ("refold.cli.seal", "Let a client encrypt its updates."),
