@@ -56,8 +56,9 @@ class HeartbeatThread:
         properties: Settings,
         clock: Clock,
         folder: Path | None = None,
+        activity: str = "waiting",
     ) -> None:
-        self.vitals = Vitals(session)
+        self.vitals = Vitals(session, activity)
         self.reporter = Reporter(clock, folder)
         self._bus = bus
         self._topics = topics

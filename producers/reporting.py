@@ -101,8 +101,13 @@ class Reporter:
         """Begin anew: another task."""
         self._said = None
 
-    def watch(self, file: str | Path | None = None, *, logger: str = "") -> None:
+    def watch(self, file: str | Path | None = None, *, logger: str = "", from_start: bool = False) -> None:
         """Tell from now on what a file, or else a logger of Python's `logging` and those below it, came to.
+
+        Parameters
+        ----------
+        from_start
+            Begin with what is in the file.
 
         Raises
         ------
@@ -112,7 +117,7 @@ class Reporter:
         with self._lock:
             self._watch = self._watch or LogWatch(clock=self._clock)
             if file is not None:
-                self._followers.append(LogFollower(file, self._watch, clock=self._clock))
+                self._followers.append(LogFollower(file, self._watch, from_start=from_start, clock=self._clock))
                 return
             handler = WatchHandler(self._watch)
             self._handlers.append((logging.getLogger(logger), handler))

@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "top": ("refold.cli.top", "Show rounds, groups, nodes and alerts, live."),
     "snapshots": ("refold.cli.snapshots", "List the snapshots."),
     "quarantine": ("refold.cli.quarantine", "List and show refused updates; ban and release clients."),
+    "watch": ("refold.cli.watch", "Follow a node's log files and tell what is unusual in them."),
     "tail": ("refold.cli.tail", "Follow topics as they grow."),
     "doctor": ("refold.cli.doctor", "Examine bus, topics, logs, keys and clocks."),
     "export": ("refold.cli.export", "Copy the federation to a file or another bus."),

@@ -1,0 +1,116 @@
+"""`refold watch`: what it prints of a file, what it sends of one, and what neither can do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clikit import Shell
+
+import refold
+from refold.bus import Place
+from refold.cli import watch as cli
+from refold.consumers.hearing import Hearing
+from refold.consumers.liveness import Liveness
+from refold.consumers.roster import Roster
+from refold.federation import Federation
+from refold.schemas.canonical import decode
+from refold.schemas.keys import HEARTBEAT_TAG, SigningKey, verify
+from refold.schemas.updates import Heartbeat, heartbeat_digest
+
+
+@pytest.fixture
+def refold_(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(capsys, monkeypatch)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = tmp_path / "train.log"
+    made.write_text("INFO begun\nINFO epoch 1\nERROR \x1b[31mcannot open /data/3\x1b[0m password=hunter2\r\nINFO epoch 2\n")
+    return made
+
+
+def test_what_is_unusual_in_a_file_is_printed_masked_and_without_escape_codes(refold_: Shell, path: Path) -> None:
+    said = refold_("watch", str(path), "--until-end")
+    assert (said.code, said.err) == (1, "")
+    assert said.out == "this node wrote something new that tells of trouble: “ERROR cannot open /data/# password=<secret>”\n"
+
+
+def test_as_json_it_is_the_same(refold_: Shell, path: Path) -> None:
+    said = refold_("watch", str(path), "--until-end", "--json")
+    assert [(one["kind"], one["text"]) for one in said.objects] == [("new", "ERROR cannot open /data/# password=<secret>")]
+
+
+def test_a_file_without_trouble_is_zero(refold_: Shell, tmp_path: Path) -> None:
+    (tmp_path / "fine.log").write_text("INFO begun\n" * 100)
+    assert refold_("watch", str(tmp_path / "fine.log"), "--until-end") == (0, "", "")
+
+
+def test_what_is_no_file_and_what_does_not_go_together_is_said(refold_: Shell, path: Path, tmp_path: Path) -> None:
+    assert refold_("watch", str(tmp_path), "--until-end").code == 78
+    assert refold_("watch", str(path), "--until-end", "--name", "ann").code == 2
+    assert refold_("watch", str(path), "--name", "ann").code == 78, "no bus is named"
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    return refold.create(f"sqlite:{tmp_path}/fed.db", {"w": np.zeros(3, "f4")}, plan=refold.Plan(minimum=1, heartbeat_s=0.05))
+
+
+def test_a_watchers_beats_tell_the_log_are_signed_and_keep_no_client_alive(
+    federation: Federation, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = SigningKey.load_or_create(tmp_path / "ann.pem")
+    federation.enroll("ann", key.public)
+    ended = threading.Event()
+
+    def interrupted(_seconds: float) -> None:
+        if ended.wait(0.02):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.time, "sleep", interrupted)
+    thread = threading.Thread(target=_until_interrupted, args=(federation, path, tmp_path / "ann.pem"))
+    thread.start()
+    try:
+        beats = _beats(federation)
+    finally:
+        ended.set()
+        thread.join()
+    told = next(beat for beat in beats if beat.condition and beat.condition.log and beat.condition.log.errors)
+    assert told.activity == "watching"
+    assert verify(key.public, HEARTBEAT_TAG, heartbeat_digest(told), told.signature)
+    assert told.condition is not None
+    assert told.condition.log is not None
+    assert told.condition.log.error_lines == ("ERROR cannot open /data/3 password=<secret>",)
+    assert "memory_used_ratio" in dict(told.condition.measures)
+    hearing = Hearing(Liveness())
+    hearing.take(Roster.of(federation.genesis), beats, 1.0)
+    assert hearing.liveness.living(1.0) == frozenset()
+
+
+def _until_interrupted(federation: Federation, path: Path, key: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        cli._send(federation, [str(path)], "ann", str(key), from_start=True)
+
+
+def _beats(federation: Federation) -> list[Heartbeat]:
+    found: list[Heartbeat] = []
+    deadline_s = time.monotonic() + 20
+    topic = federation.topics.health
+    with federation.bus.consumer() as consumer:
+        consumer.assign([Place(topic, p) for p in range(federation.bus.topics()[topic].partitions)])
+        while time.monotonic() < deadline_s:
+            found += [decode(record.value or b"", Heartbeat) for record in consumer.poll(0.1)]
+            if any(beat.condition and beat.condition.log and beat.condition.log.errors for beat in found):
+                return found
+    raise AssertionError("no beat told of the error")
+
+
+def test_f40_a_federation_that_knows_its_clients_wants_the_key(federation: Federation, refold_: Shell, path: Path) -> None:
+    said = refold_("watch", str(path), "--name", "ann", "--bus", federation.bus.url)
+    assert said.code == 78
+    assert "--key" in said.err
