@@ -27,6 +27,8 @@ from refold.consumers.alerts import Alerts
 from refold.consumers.commands import send_command
 from refold.consumers.delivery import Sink
 from refold.consumers.listening import Listener, sample_of
+from refold.consumers.logsight.nodes import NodeLogs
+from refold.consumers.monitoring.kinds import KINDS, LOG, WARNING
 from refold.consumers.monitoring.monitor import Monitor
 from refold.consumers.monitoring.node import Change
 from refold.consumers.monitoring.policy import HealthPolicy
@@ -39,6 +41,7 @@ from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert, BanClient
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
+from refold.schemas.health import DEAD
 from refold.schemas.keys import SigningKey
 from refold.schemas.reasons import blames
 from refold.schemas.updates import TRAIN, WATCHING, Heartbeat
@@ -112,6 +115,7 @@ class Watcher:
         self._alerts = Alerts(bus, topics, clock)
         self._producer = bus.producer()
         self.listener = Listener()
+        self._logs = NodeLogs()
         self.monitor = Monitor(settings.policy, self._interval_s)
         self._reported_s = clock.monotonic_s() - LEAST_REPORT_S
         self._bus_was_silent = False
@@ -136,9 +140,13 @@ class Watcher:
         for beat in self.listener.believed(self._roster, _beats_in(records, self._topics.federation)):
             if beat.activity != WATCHING:
                 self.monitor.take(sample_of(beat), now_s)
+            self._hear_log(beat, now_s)
         if not is_at_end:
             return True
         changes = self.monitor.tick(now_s)
+        for change in changes:
+            if change.state == DEAD:
+                self._logs.failed(change.client, now_s)
         # 3. What people and policy hear of it.
         self._tell(changes)
         self._act()
@@ -161,7 +169,17 @@ class Watcher:
             if self._roster.required:
                 self.monitor.keep(self._roster.active)
                 self.listener.keep(self._roster)
+                self._logs.keep(self._roster.active)
         return bool(entries)
+
+    def _hear_log(self, beat: Heartbeat, now_s: float) -> None:
+        """Look at the digest of a node's log. What is unusual marks the node; of one without beats it is told at once."""
+        note = self._logs.take(beat, now_s)
+        if note and beat.client in self.monitor.nodes:
+            self.monitor.logged(beat.client, note)
+        elif note:
+            advice = KINDS[LOG].advice.replace("NODE", beat.client)
+            self._alerts.raise_(beat.client, WARNING, f"logs: {note}", advice, self._roster.plan.round, kind=LOG)
 
     def _read(self) -> tuple[list[Record], bool]:
         """Return what is new in `health`, and whether that is all."""

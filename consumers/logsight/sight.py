@@ -130,6 +130,10 @@ class LogSight:
             self._vocabulary.forget(node)
             self._sequences.forget(node)
 
+    def nodes(self) -> tuple[str, ...]:
+        """Return the nodes of which a past is kept."""
+        return tuple(self._pasts)
+
     def _past(self, node: str, now_s: float) -> _Past:
         past = self._pasts.get(node)
         if past is None:

@@ -19,7 +19,7 @@ from refold.consumers.monitoring.policy import HealthPolicy
 from refold.consumers.reported import follow_reports
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert, BanClient, Command
-from refold.schemas.condition import Condition
+from refold.schemas.condition import ERROR, Condition, LogDigest, LogTemplate
 from refold.schemas.health import HealthReport
 from refold.schemas.keys import HEALTH_TAG, HEARTBEAT_TAG, SigningKey, log_key
 from refold.schemas.updates import Heartbeat, heartbeat_digest
@@ -53,8 +53,10 @@ class World:
         with self.bus.producer() as producer:
             producer.send(self.federation.topics.health, value, partition=partition)
 
-    def beat(self, name: str, *, key: SigningKey | None = None, memory: float = 0.3, **changes: Any) -> Heartbeat:
-        condition = Condition((("memory_used_ratio", memory),), 0, None, None)
+    def beat(
+        self, name: str, *, key: SigningKey | None = None, memory: float = 0.3, log: LogDigest | None = None, **changes: Any
+    ) -> Heartbeat:
+        condition = Condition((("memory_used_ratio", memory),), 0, None, log)
         wall_ms = self.clock.wall_ms()
         made = Heartbeat("toy", name, *SESSION, self.number, 1000, "training", 1, bytes(32), (), wall_ms, KEYS[name].key_id)
         made = replace(made, condition=condition, **changes)
@@ -216,6 +218,46 @@ def test_policy_may_ban_what_lasts_and_only_with_the_operators_key(world: World)
     world.run(with_key, 3, memory=0.99)
     assert NAMES[2] not in with_key.monitor.nodes, "who may not take part is not watched"
     assert [alert.kind for alert in world.alerts() if alert.kind == "banned"] == ["banned"]
+
+
+def logged(text: str, *, count: int = 1, is_new: bool = True) -> LogDigest:
+    return LogDigest(b"life-one", 5, 0, 1, 0, 1, False, (LogTemplate(b"template", text, ERROR, count, is_new, 0.0),), (), ())
+
+
+def test_a_node_whose_log_is_unusual_is_degraded_for_it_and_told_in_words(world: World) -> None:
+    watcher = world.watcher()
+    world.run(watcher, 12)
+    world.run(watcher, 1, log=logged("ERROR [red]the disk is gone[/red]: unit #"))
+    world.run(watcher, 2)
+    (alert,) = world.alerts()
+    assert (alert.subject, alert.kind, alert.state) == (NAMES[2], "log", "degraded")
+    assert "wrote something new that tells of trouble: “ERROR [red]the disk is gone[/red]: unit #”" in alert.what
+    assert [state for name, state in world.states().items() if name != NAMES[2]] == ["healthy"] * 5
+
+
+def test_what_a_watcher_tells_of_a_node_without_beats_is_an_alert_and_no_sign_of_life(world: World) -> None:
+    watcher = world.watcher()
+    world.run(watcher, 12, without=(NAMES[2],))
+    for number in range(3):
+        told = logged("ERROR the disk is gone", is_new=number == 0)
+        world.beat(NAMES[2], log=told, activity="watching", session_index=0, session_nonce=bytes(8), beat=number)
+        world.run(watcher, 1, without=(NAMES[2],))
+    (alert,) = world.alerts()
+    assert (alert.subject, alert.kind, alert.state) == (NAMES[2], "log", "")
+    assert alert.what.startswith("logs: wrote something new that tells of trouble: “ERROR the disk is gone”")
+    assert NAMES[2] not in watcher.monitor.nodes
+
+
+def test_f40_a_flood_of_forged_logs_degrades_its_own_node_alone_and_is_told_once(world: World) -> None:
+    watcher = world.watcher()
+    world.run(watcher, 12)
+    for number in range(20):
+        world.run(watcher, 1, log=logged(f"ERROR forged {'abcdefghijklmnopqrst'[number]}"))
+    assert {alert.subject for alert in world.alerts()} == {NAMES[2]}
+    assert len(world.alerts()) <= 2
+    assert all(alert.what.isprintable() for alert in world.alerts())
+    assert not any(isinstance(command, BanClient) for command in world.commands())
+    assert [state for name, state in world.states().items() if name != NAMES[2]] == ["healthy"] * 5
 
 
 def test_many_that_change_alike_are_told_of_together() -> None:
