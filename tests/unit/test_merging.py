@@ -192,6 +192,18 @@ def test_a_broken_single_step_is_bridged_by_the_merged_one(made: Made) -> None:
         history.rebuild(4, start=0)
 
 
+def test_a_client_that_was_away_reads_the_fewest_bytes_and_sees_how_far_it_is(made: Made) -> None:
+    made.serve()
+    history, told = made.history(), []
+    held = history.rebuild(1, slots=False)
+    way = history.find_path(31, held=1, least="bytes")
+    found = history.rebuild(31, held=held, slots=False, least="bytes", progress=lambda done, total: told.append((done, total)))
+    assert found.parameters_digest == history.lineage.parameters_digest(31)
+    assert len(way.legs) < 15
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] <= told[-1][1] == way.read_bytes
+
+
 @pytest.mark.parametrize("key", [b"0", b"0+", b"+4", b"a+4", b"1+2+3", b"9" * 20 + b"+2", b"-1+4"])
 def test_other_keys_name_no_merged_step(key: bytes) -> None:
     assert piece_of(key) is None
