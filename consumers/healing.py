@@ -94,6 +94,8 @@ class Healing:
 
     Parameters
     ----------
+    watch, own
+        What clients report of the model, and what the server found out itself.
     margins
         By cause, how many trained rounds before the last good one the next trial goes.
     failed
@@ -102,6 +104,7 @@ class Healing:
 
     policy: HealingPolicy = field(default_factory=HealingPolicy)
     watch: ModelWatch = field(default_factory=ModelWatch)
+    own: ModelWatch = field(default_factory=ModelWatch)
     margins: dict[str, int] = field(default_factory=dict)
     trial: Trial | None = None
     failed: int = 0
@@ -124,21 +127,27 @@ class Healing:
     def reported(self, event: ModelReported) -> None:
         """Take in what the server found out itself."""
         if event.fault:
-            self.watch.fault(event.round, event.last_good, event.fault)
+            self.own.fault(event.round, event.last_good, event.fault)
         else:
             value = float("nan") if event.value is None else event.value
-            self.watch.take_value(event.round, value, good_when_high=event.metric in GOOD_WHEN_HIGH)
+            self.own.take_value(event.round, value, good_when_high=event.metric in GOOD_WHEN_HIGH)
+
+    @property
+    def alarm(self) -> Alarm | None:
+        """What is wrong, if anything is."""
+        return self.own.alarm or self.watch.alarm
 
     def closed(self, event: RoundClosed, branches: Branches) -> None:
         """Take a round in; `branches` has it already."""
         self.watch.close(event.parent)
-        if self.trial is not None and self.watch.alarm is None and branches.progress > self.trial.progress:
+        if self.trial is not None and self.alarm is None and branches.progress > self.trial.progress:
             self.margins[self.trial.cause] = self.trial.margin // 2
             self.trial, self.failed = None, 0
 
     def rolled_back(self, event: RolledBack, progress: int) -> None:
         """Take a rollback in; `progress` is how far training had got on the branch that is left."""
         self.watch.back_to(event.parent)
+        self.own.back_to(event.parent)
         if event.cause == OPERATOR:
             self.trial, self.failed = None, 0
             return
@@ -159,7 +168,7 @@ class Healing:
 
     def choice(self, branches: Branches) -> Choice | None:
         """Return what is to be done, or None where nothing is wrong or nobody wants to know."""
-        alarm = self.watch.alarm
+        alarm = self.alarm
         if alarm is None or self.policy.mode == NEVER:
             return None
         margin = self._margin(alarm.cause)

@@ -104,7 +104,9 @@ class ModelWatch:
             self._take(base, values)
 
     def take_value(self, base: int, value: float, *, good_when_high: bool) -> None:
-        """Take a reading that the server made itself."""
+        """Take a reading that the server made itself; a second one of the newest round says nothing new."""
+        if self.readings and self.readings[-1].round >= base:
+            return
         if not math.isfinite(value):
             self.alarm = Alarm(NOT_FINITE, base, self._good, f"the evaluation of round {base} is not finite")
             return

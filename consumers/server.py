@@ -27,6 +27,7 @@ from refold.consumers.detection import Detection
 from refold.consumers.detectors import Ensemble
 from refold.consumers.health import Health, HealthSettings
 from refold.consumers.inspection import Inspector
+from refold.consumers.modelcheck import Evaluation
 from refold.consumers.sealing import SealingKeys
 from refold.consumers.snapshots import Snapshots
 from refold.consumers.startup import refuse_lost_log, refuse_what_loses_data
@@ -154,6 +155,7 @@ class Server:
         ensemble: Ensemble | None = None,
         keys: SealingKeys | None = None,
         health: HealthSettings | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
         unknown = sorted(set(groups) - set(GROUPS))
         if unknown:
@@ -166,6 +168,7 @@ class Server:
         self._clock = clock or SystemClock()
         self._ensemble = ensemble
         self._health = health
+        self._evaluation = evaluation
         self.member = member or f"{socket.gethostname()[:40]}-{os.getpid()}-{os.urandom(2).hex()}"
         self._life = os.urandom(4).hex()
         self._genesis = read_genesis(bus, topics)
@@ -254,7 +257,9 @@ class Server:
                     bus, topics, self._genesis, member=member, clock=clock, log_key=key, settings=self._health
                 )
             case _:
-                return lambda: Snapshots(bus, topics, self._genesis, member=member, clock=clock)
+                return lambda: Snapshots(
+                    bus, topics, self._genesis, member=member, clock=clock, log_key=key, evaluation=self._evaluation
+                )
 
     def _inspector(self) -> Inspector:
         return Inspector.of(self._genesis, self._secret, self._keys)

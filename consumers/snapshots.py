@@ -28,12 +28,15 @@ from refold.bus.payloads import Sent, send_payload
 from refold.bus.ranges import records_in
 from refold.bus.topics import Topics, event_headers
 from refold.consumers.merging import Merging
+from refold.consumers.modelcheck import Evaluation, ModelCheck
 from refold.consumers.snapshot_facts import SnapshotFacts
 from refold.consumers.standby import Standby
 from refold.producers.history import History
 from refold.schemas.canonical import encode
 from refold.schemas.codec import encode_raw
+from refold.schemas.errors import IntegrityError
 from refold.schemas.events import Genesis, SnapshotTaken
+from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.state.model_state import ModelState
 
@@ -46,20 +49,39 @@ class Snapshots(Standby):
 
     name = "snapshots"
 
-    def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, *, member: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        genesis: Genesis,
+        *,
+        member: str,
+        clock: Clock,
+        log_key: SigningKey | None = None,
+        evaluation: Evaluation | None = None,
+    ) -> None:
         super().__init__(
             bus,
             group=f"{topics.federation}.snapshots",
             topic=topics.rounds,
             member=member,
-            start=lambda bus: _Active(bus, topics, genesis, member, clock),
+            start=lambda bus: _Active(bus, topics, genesis, member, clock, log_key, evaluation),
         )
 
 
 class _Active:
     """The member that holds the place."""
 
-    def __init__(self, bus: Bus, topics: Topics, genesis: Genesis, member: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topics: Topics,
+        genesis: Genesis,
+        member: str,
+        clock: Clock,
+        log_key: SigningKey | None,
+        evaluation: Evaluation | None,
+    ) -> None:
         self._bus = bus
         self._topics = topics
         self._member = member
@@ -68,6 +90,7 @@ class _Active:
         self._producer = bus.producer()
         self._partitions = bus.topics()[topics.snapshot_chunks].partitions
         self._state: ModelState | None = None
+        self._check = ModelCheck(bus, topics, self._history, clock, log_key, evaluation)
         self._facts = SnapshotFacts(bus, topics, genesis)
         self._merging = Merging(bus, topics, self._history, self._producer, clock)
         self._history.refresh()
@@ -81,9 +104,11 @@ class _Active:
         if self._facts.follow() and self._history.snapshots:
             self._prune()
         due = self._due()
-        if due is not None:
-            self._take(due)
+        if due is not None and not self._check.is_passed_over(due):
+            self._take_or_report(due)
             self._prune()
+        elif self._check.turn():
+            return True
         elif self._merging.turn():
             self._history.refresh()
             return True
@@ -96,6 +121,20 @@ class _Active:
         rounds = self._history.lineage.rounds
         tagged = [tag for tag in self._facts.rules.tags if tag in rounds and tag not in self._history.snapshots]
         return tagged[0] if tagged else self._facts.rules.due(self._facts.since(self._history, self._clock.wall_ms()))
+
+    def _take_or_report(self, round_: int) -> None:
+        """Take a snapshot; where the round is not what the log says, report it, so that training goes back to one that is.
+
+        Raises
+        ------
+        IntegrityError
+            There is none to go back to.
+        """
+        try:
+            self._take(round_)
+        except IntegrityError as error:
+            if not self._check.fault(round_, error):
+                raise
 
     def _take(self, round_: int) -> None:
         held, self._state = self._state, None
@@ -205,7 +244,7 @@ class _Active:
         self._producer.flush()
 
     def close(self) -> None:
-        close_all(self._history, self._facts, self._merging, self._producer)
+        close_all(self._history, self._check, self._facts, self._merging, self._producer)
 
 
 def chunk_key(round_: int, attempt: bytes, part: bytes, index: int) -> bytes:

@@ -16,6 +16,7 @@ from refold.bus.topics import Topics, federations_in
 from refold.consumers.audit.findings import Progress
 from refold.consumers.detectors import Ensemble
 from refold.consumers.health import HealthSettings
+from refold.consumers.modelcheck import Evaluation
 from refold.consumers.server import GROUPS, Server
 from refold.enrolling import Enrolling
 from refold.following import Following
@@ -43,6 +44,7 @@ class Federation(Enrolling, Forgetting, Recovering, Auditing, Following):
         ensemble: Ensemble | None = None,
         even_incomplete: bool = False,
         health: HealthSettings | None = None,
+        evaluate: str = "",
     ) -> Server:
         """Return a server of these groups: start it, or use it as a context manager.
 
@@ -52,6 +54,10 @@ class Federation(Enrolling, Forgetting, Recovering, Auditing, Following):
             Serve a copy that was cut off, because its source is lost: what its log lacks is judged anew or gone.
         health
             How nodes are watched; by the defaults if None.
+        evaluate
+            A program that says what the newest model is worth, such as ``python evaluate.py {model}``: it is given a
+            safetensors file, and prints a number or an object of metrics as JSON on its last line. Its word is watched as
+            clients' are.
 
         Raises
         ------
@@ -72,6 +78,7 @@ class Federation(Enrolling, Forgetting, Recovering, Auditing, Following):
             ensemble=ensemble,
             keys=self.keyring.sealing,
             health=health,
+            evaluation=Evaluation.of(evaluate) if evaluate else None,
         )
 
     def client(

@@ -44,6 +44,7 @@ LOOK_EVERY_S = 0.2
 @click.option("--alert-command", metavar="COMMAND", multiple=True, help="Run this for every alert, which it reads as JSON.")
 @click.option("--health", metavar="NAME=VALUE", multiple=True, help="How nodes are watched; docs/OPERATIONS.md lists it.")
 @click.option("--even-incomplete", is_flag=True, help="Serve a copy that was cut off, because its source is lost.")
+@click.option("--evaluate", metavar="COMMAND", help="Prints what {model} is worth, for each newest round; docs/RECOVERY.md.")
 def serve(
     common: Common,
     groups: tuple[str, ...],
@@ -56,6 +57,7 @@ def serve(
     alert_command: tuple[str, ...],
     health: tuple[str, ...],
     even_incomplete: bool,
+    evaluate: str | None,
 ) -> None:
     """Run the groups consistency, detection, aggregation, snapshots and health, or those named, until SIGINT or SIGTERM.
 
@@ -70,7 +72,9 @@ def serve(
             return
         log_to_stderr()
         watching = _health_settings(federation, health, webhook, alert_command)
-        server = federation.serve(groups or GROUPS, member=member, even_incomplete=even_incomplete, health=watching)
+        server = federation.serve(
+            groups or GROUPS, member=member, even_incomplete=even_incomplete, health=watching, evaluate=evaluate or ""
+        )
         news = Watch(federation, from_end=not until_end)
         try:
             with stopped_by_signals() as stopped, server, _measured(federation, server, metrics):
