@@ -3,9 +3,8 @@
 Digits, twenty clients, eighty rounds; every client of a round reports accuracy or loss of the model that it is given, on its
 own data. Healthy federations differ in seed, in how unlike the data is, in who takes part (all, or two in five) and in the
 learning rate. In the others, from round 35 on, two clients in five train on flipped labels, or send their update turned round
-and twice as long, and no detector stops them. ``delay`` counts rounds from there to the alarm; ``off`` how far the round that is
-called the last good one lies behind the last that was (below 0: after it, so that going back there takes some of the damage
-along).
+and twice as long, and no detector stops them. ``delay`` counts rounds from there to the alarm; ``off`` how far the round that
+is called the last good one lies behind the last that was (below 0: after it, so that some of the damage is taken along).
 
     python benchmarks/model_watch.py [--seeds N] [--small] [--json]
 
