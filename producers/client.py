@@ -165,6 +165,9 @@ class Client:
         A task that was not answered when the next one is asked for counts as declined. A client whose update of a round was
         refused, or that was not selected, is asked once more where the round is still open after its deadline.
         """
+        plan = self._history.lineage.plan
+        if not plan.fits(dict(self._properties)):
+            log.warning("%s is asked for nothing: the plan wants %s", self.name, " and ".join(map(str, plan.where)))
         while True:
             lineage = self._history.lineage
             if lineage.ended is not None:

@@ -89,7 +89,7 @@ def assert_sound(federation: Federation) -> None:
     assert not broken, broken
 
 
-def test_only_clients_with_the_properties_are_asked_and_waited_for(tmp_path: Path) -> None:
+def test_only_clients_with_the_properties_are_asked_and_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plan = {"where": ("rows >= 100", "region = north"), "minimum": 2, "rounds": 4, "deadline_s": 20.0}
     with serving(tmp_path, **plan) as crowd:
         crowd.join("small", train, rows=5, region="north")
@@ -102,6 +102,7 @@ def test_only_clients_with_the_properties_are_asked_and_waited_for(tmp_path: Pat
         found = verdicts(crowd.federation)
         assert_sound(crowd.federation)
     assert {name: len(said) for name, said in found.items()} == {"a": 4, "b": 4}
+    assert "south is asked for nothing: the plan wants rows >= 100 and region = north" in caplog.text
 
 
 def test_a_client_that_joins_late_and_fits_takes_part(tmp_path: Path) -> None:
