@@ -39,7 +39,9 @@ from refold.consumers.modelwatch import Alarm
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
 from refold.consumers.pruning import carry_out, plan_pruning
+from refold.consumers.reported import ReportReader
 from refold.consumers.sealing import destroyer
+from refold.consumers.stragglers import Stragglers
 from refold.consumers.suspicions import Suspicions
 from refold.consumers.verdicts import Ruling, events_of, fitting
 from refold.consumers.view import LogView
@@ -143,6 +145,7 @@ class _Active:
         self._liveness = Liveness()
         self._hearing = Hearing(self._liveness)
         self._deadline = Deadline()
+        self._stragglers = Stragglers(ReportReader(self.roster.genesis))
         self._suspicions = Suspicions()
         self._since_s = clock.monotonic_s()
         self._checked_next = self.roster.position.checked
@@ -239,7 +242,9 @@ class _Active:
 
     def _hear(self) -> None:
         beats = []
-        for record in self._health.poll(0.0):
+        records = self._health.poll(0.0)
+        self._stragglers.take(records, self._clock.monotonic_s())
+        for record in records:
             try:
                 beat = decode(record.value or b"", Heartbeat)
             except InvalidRecord:
@@ -307,7 +312,8 @@ class _Active:
             return "complete"
         waited_s = self._deadline.tick(plan.round, len(living | done) >= plan.minimum, now_s)
         if waited_s * 1000 < plan.patience_ms:
-            return ""
+            alone = settled and self._stragglers.had_their_time(plan, living, done, len(candidates), waited_s, now_s)
+            return "stragglers" if alone and self._intake.inspect_to_ends(self._checked_next) else ""
         return self._at_deadline()
 
     def _at_deadline(self) -> str:
