@@ -156,6 +156,10 @@ class Watcher:
             self._report(now_s, every_s)
         return moved or bool(records)
 
+    def position(self, place: Place) -> int:
+        """Offset of `health` that is read next, for those who want to know how far behind this member is."""
+        return self._beats.position(place)
+
     def _follow_log(self) -> bool:
         entries = self._accepted.poll()
         for entry in entries:

@@ -54,10 +54,12 @@ class Listener:
                 break
             looked += 1
             fault = self._fault(roster, who, beat)
-            self.ignored[fault] += bool(fault)
-            if not fault:
+            if fault:
+                self.ignored[fault] += 1
+            else:
                 held.append(beat)
-        self.ignored["flood"] += len(beats) - looked
+        if looked < len(beats):
+            self.ignored["flood"] += len(beats) - looked
         for beat in sorted(held, key=_place):
             if _place(beat) > self._last.get(who, NEVER):  # Two may have one number.
                 self._last[who] = _place(beat)

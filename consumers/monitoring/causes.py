@@ -16,11 +16,26 @@ from refold.consumers.monitoring.readings import (
     LOST,
     MEMORY,
     PAUSE,
+    QUICK_S,
     SLOWNESS,
     THROTTLED,
     Vector,
 )
-from refold.schemas.health import DATA
+
+_TIRED = frozenset({kinds.SLOW, kinds.LATE, kinds.STARVED, kinds.STOPPED, kinds.LOG, kinds.UNUSUAL})
+CONSEQUENCES = {
+    kinds.MEMORY_SHORT: _TIRED - {kinds.LATE},
+    kinds.STOPPED: _TIRED,
+    kinds.STARVED: _TIRED,
+    kinds.DISK_SHORT: frozenset({kinds.LOG, kinds.UNUSUAL}),
+    kinds.LATE: frozenset({kinds.SLOW, kinds.STARVED, kinds.LOG, kinds.UNUSUAL}),
+    kinds.CLOCK: frozenset({kinds.LOG, kinds.UNUSUAL}),
+    kinds.REFUSED: frozenset({kinds.LOSS_HIGH}),
+    kinds.SLOW: frozenset({kinds.UNUSUAL}),
+    kinds.LOSS_HIGH: frozenset({kinds.UNUSUAL}),
+    kinds.LOG: frozenset({kinds.UNUSUAL}),
+}
+"""What a trouble brings with it."""
 
 Levels = dict[str, float]
 """Kind → how far out of line it is, in deviations."""
@@ -35,8 +50,9 @@ def levels(policy: HealthPolicy, readings: Vector, deviations: Vector, score: fl
         In the order of `refold.consumers.monitoring.readings.NAMES`.
     """
     found = {
-        kinds.STARVED: max(deviations[PAUSE], deviations[THROTTLED]),
-        kinds.LATE: max(deviations[DELAY], deviations[LATENCY], deviations[LOST]),
+        # What two clocks say of one thing, the server's and the node's, counts together.
+        kinds.STARVED: _together(deviations[PAUSE], deviations[THROTTLED]),
+        kinds.LATE: max(_together(deviations[DELAY], deviations[LATENCY]), deviations[LOST]),
         kinds.MEMORY_SHORT: _short(policy, readings[MEMORY], deviations[MEMORY]),
         kinds.DISK_SHORT: _short(policy, readings[DISK], deviations[DISK]),
         kinds.SLOW: deviations[SLOWNESS],
@@ -48,6 +64,10 @@ def levels(policy: HealthPolicy, readings: Vector, deviations: Vector, score: fl
     if max(found.values()) < policy.raise_at and score >= policy.score_at:
         found[kinds.UNUSUAL] = max(policy.raise_at, min(score, policy.severe_at - 0.01))
     return found
+
+
+def _together(one: float, other: float) -> float:
+    return math.hypot(max(one, 0.0), max(other, 0.0))
 
 
 def _short(policy: HealthPolicy, share: float, deviation: float) -> float:
@@ -72,16 +92,15 @@ def explain(found: Collection[str], readings: Vector, deviations: Vector, raise_
 
 
 def unrelated(kind: str, others: Collection[str]) -> set[str]:
-    """Return which of several kinds have nothing to do with one that is known: data and machine are two things."""
-    is_data = kinds.KINDS[kind].cause == DATA
-    return {other for other in others if (kinds.KINDS[other].cause == DATA) != is_data}
+    """Return which of several kinds are no consequence of one that is known: then there are two things to tell."""
+    return set(others) - CONSEQUENCES.get(kind, frozenset())
 
 
 def _is_starved(readings: Vector, deviations: Vector, raise_at: float) -> bool:
     """Whether processor time rather than the network is what is lacking: a starved process is late with everything it does."""
     if deviations[THROTTLED] >= raise_at:
         return True
-    latency_s = 0.0 if math.isnan(readings[LATENCY]) else math.exp(readings[LATENCY])
+    latency_s = 0.0 if math.isnan(readings[LATENCY]) else math.exp(readings[LATENCY]) - QUICK_S
     return readings[PAUSE] > max(readings[DELAY], latency_s)
 
 

@@ -206,7 +206,7 @@ class Monitor:
     def _judge_beat(self, node: Node, vector: Vector, deviations: Vector, score: float, pace: float) -> None:
         policy = self.policy
         node.readings, node.deviations, node.score = vector, deviations, score
-        if max(deviations) < policy.raise_at and not node.switches and score < policy.score_at and _is_quiet(node, vector):
+        if max(deviations) < policy.clear_at and not node.switches and score < policy.score_at and _is_quiet(node, vector):
             self._learn(node, vector)
             self._settle(node)
             return
@@ -221,14 +221,13 @@ class Monitor:
                 self._learn(node, vector)
             self._settle(node)
             return
-        if node.kind in on and on <= node.on:
-            return  # What is left of it while it wears off explains nothing new.
-        # What is wrong with the data explains nothing of the machine, nor the other way round: then the news is told.
-        told = on
-        if node.kind in on:
-            told = unrelated(node.kind, on - node.on) or on - unrelated(node.kind, on)
+        if node.state == DEGRADED and node.beats_in_state >= policy.adapt_beats:
+            self._learn(node, vector)  # What stays as it is becomes usual.
+        news = unrelated(node.kind, on - node.on) if node.kind in on else on
         node.on = on
-        kind = explain(told, vector, deviations, policy.raise_at)
+        if not news:
+            return
+        kind = explain(news, vector, deviations, policy.raise_at)
         if kind != node.kind or node.state == HEALTHY:
             self._degrade(node, kind)
 

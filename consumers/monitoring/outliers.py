@@ -19,7 +19,7 @@ from refold.consumers.monitoring.readings import NAMES, Vector
 
 Floats = npt.NDArray[np.float32]
 WIDTH = len(NAMES)
-FLOORS: Floats = np.array([0.05, 0.05, 0.35, 0.35, 0.04, 0.012, 0.008, 0.18, 0.25, 0.5], np.float32)
+FLOORS: Floats = np.array([0.05, 0.05, 0.35, 0.25, 0.04, 0.012, 0.008, 0.18, 0.25, 0.5], np.float32)
 """Least spread of each reading: a few times what a healthy, idle node's clock, bus and allocator do from beat to beat."""
 MOST = 50.0
 """Deviations beyond this say no more, and would make correlations of nothing else."""

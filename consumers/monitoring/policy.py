@@ -37,6 +37,8 @@ class HealthPolicy:
         Beats in a row before a node is called degraded, and before it is called healthy again.
     score_at
         The whole vector is out of line from this score on, though none of its parts is.
+    adapt_beats
+        Once degraded for so long, a node's beats are taken into its past again: what stays as it is becomes usual.
     peers_least
         With fewer peers a node is compared with its own past alone.
     full
@@ -54,7 +56,7 @@ class HealthPolicy:
         Causes for which the group itself commands a ban, once they lasted `ban_after_beats`; none unless said so.
     """
 
-    window: int = 48
+    window: int = 32
     warm_up: int = 8
     suspect_phi: float = 4.0
     suspect_beats: float = 2.3
@@ -64,10 +66,11 @@ class HealthPolicy:
     spread_floor: float = 0.15
     raise_at: float = 5.0
     clear_at: float = 3.0
-    severe_at: float = 10.0
+    severe_at: float = 8.0
     raise_after: int = 2
     clear_after: int = 3
     score_at: float = 8.0
+    adapt_beats: int = 15
     peers_least: int = 4
     full: float = 0.95
     clock_s: float = 2.0

@@ -31,6 +31,8 @@ LOSS_BEATS = 4
 RATE_BEATS = 1
 """Progress is a rate over so many beats at most. A program that reports in large steps is jerky; its spread then shows it."""
 
+QUICK_S = 0.02
+"""Latencies well below this are all the same: nothing that a node does would notice."""
 MOST = 1e9
 """What nodes say may be anything; beyond this it is this."""
 
@@ -139,7 +141,7 @@ def readings(before: Sample, after: Sample, step: Step, rate: float | None, dela
     found = (
         pause_s,
         max(0.0, delay_s),
-        math.nan if latency_s is None else _log(latency_s + 0.001),
+        math.nan if latency_s is None else _log(latency_s + QUICK_S),
         float(lost),
         max(throttled) if throttled else math.nan,
         said.get("memory_used_ratio", math.nan),
