@@ -180,9 +180,10 @@ class Ward:
         box = self._beds[0].box
         return {"disk": box.is_mounted, "memory": bool(box.groups), "starved": bool(box.groups)}.get(fault, True)
 
-    def run(self, wanted: int, *, bursts: bool = True) -> list[Injection]:
-        """Hurt nodes until so many injections were made and undone."""
-        while len(self.done) < wanted or any(bed.fault for bed in self._beds):
+    def run(self, wanted: int, *, quiet_s: float = 0.0) -> list[Injection]:
+        """Hurt nodes until so many injections were made and undone; go on for so long at least."""
+        until_s = time.monotonic() + quiet_s
+        while len(self.done) < wanted or any(bed.fault for bed in self._beds) or time.monotonic() < until_s:
             now_s = time.monotonic()
             for bed in self._beds:
                 if now_s >= bed.next_s:
@@ -190,7 +191,7 @@ class Ward:
                         self._heal(bed)
                     elif len(self.done) + sum(bool(b.fault) for b in self._beds) < wanted:
                         self._hurt(bed)
-            if bursts and now_s >= self._burst_s:
+            if now_s >= self._burst_s:
                 self._burst()
             time.sleep(0.02)
         time.sleep(self._interval_s * 6)
@@ -328,13 +329,13 @@ def run_ward(
     interval_s: float,
     folder: str,
     wanted: int,
-    bursts: bool,
+    quiet_s: float,
     end: Any,
 ) -> None:
     """Run a ward in this process and tell at the end what was done."""
     ward = Ward(clients, seed, port, keys, interval_s, Path(folder))
     try:
-        done = ward.run(wanted, bursts=bursts)
+        done = ward.run(wanted, quiet_s=quiet_s)
         left_out = sorted(set(EXPECTED) - set(ward.faults))
         end.send(([asdict(one) for one in done], left_out))
     finally:

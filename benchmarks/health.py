@@ -41,7 +41,7 @@ LOOK_S = 0.05
 CAUSES = ("node", "network", "straggler", "data", "")
 
 
-def judge_live(clients: int, faults: int, seed: int, interval_s: float, *, bursts: bool = True) -> dict[str, Any]:
+def judge_live(clients: int, faults: int, seed: int, interval_s: float, *, quiet_s: float = 0.0) -> dict[str, Any]:
     """Run a ward with the group beside it; return injections, the group's words, and the trace."""
     seeds = {f"ward-{number:02}": os.urandom(32) for number in range(clients)}
     with MemoryBus() as bus, tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def judge_live(clients: int, faults: int, seed: int, interval_s: float, *, burst
         relay = Relay(relayed)
         context = get_context("fork")
         ours, theirs = context.Pipe(duplex=False)
-        about = (clients, seed, relay.port, seeds, interval_s, folder + "/beds", faults, bursts, theirs)
+        about = (clients, seed, relay.port, seeds, interval_s, folder + "/beds", faults, quiet_s, theirs)
         ward = context.Process(target=run_ward, args=about)
         ward.start()
         secret = federation.keyring.secret(federation.genesis.secret_digest)
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=100, help="injections a run")
     parser.add_argument("--seeds", default="1,2", help="one run each")
     parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
+    parser.add_argument("--quiet", type=float, default=0.0, metavar="SECONDS", help="go on for so long at least")
     parser.add_argument("--save", metavar="FOLDER", help="keep the traces")
     parser.add_argument("--replay", metavar="FILE", nargs="*", help="play kept traces to the judges instead")
     parser.add_argument("--json", action="store_true")
@@ -198,7 +199,7 @@ def main() -> None:
         runs = [load(Path(path)) for path in said.replay]
     else:
         for seed in map(int, said.seeds.split(",")):
-            runs.append(judge_live(said.clients, said.faults, seed, said.interval))
+            runs.append(judge_live(said.clients, said.faults, seed, said.interval, quiet_s=said.quiet))
             if said.save:
                 save(runs[-1], Path(said.save) / f"health-{seed}.json")
     by_run = [scores_of(run, said.clients, said.interval) for run in runs]

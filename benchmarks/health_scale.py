@@ -24,10 +24,12 @@ import psutil
 import refold
 from refold.bus.clock import SystemClock
 from refold.bus.contract import Place
+from refold.consumers.commands import signed_part
 from refold.consumers.health import HealthSettings, Watcher
 from refold.schemas.canonical import encode
+from refold.schemas.checks import Command, EnrolClient
 from refold.schemas.condition import Condition, LogDigest, Progress
-from refold.schemas.keys import HEARTBEAT_TAG, SigningKey, log_key
+from refold.schemas.keys import COMMAND_TAG, HEARTBEAT_TAG, SigningKey, log_key
 from refold.schemas.updates import Heartbeat, heartbeat_digest
 from refold.testing import SteppedServer
 
@@ -101,6 +103,17 @@ def feed(
     end.send((sent, behind_s, [names[client] for client in silent]))
 
 
+def enrol(federation: refold.Federation, names: list[str], seeds: list[bytes]) -> None:
+    """Enrol everyone by one write; one by one they would take longer than all that is measured."""
+    operator = federation.keyring.operator()
+    with federation.bus.producer() as producer:
+        for name, seed in zip(names, seeds, strict=True):
+            body = encode(EnrolClient(name, SigningKey.from_seed(seed).public))
+            order = Command(federation.name, os.urandom(16), body, operator.key_id, bytes(64))
+            order = replace(order, signature=operator.sign(COMMAND_TAG, signed_part(order)))
+            producer.send(federation.topics.commands, encode(order), partition=0)
+
+
 def run(clients: int, interval_s: float, seconds: float) -> dict[str, Any]:
     """Run the crowd and the group, and return the figures."""
     names = [f"client-{number:05}" for number in range(clients)]
@@ -109,8 +122,7 @@ def run(clients: int, interval_s: float, seconds: float) -> dict[str, Any]:
         url = f"sqlite:{folder}/crowd.db?federation=crowd"
         plan = refold.Plan(minimum=2, heartbeat_s=interval_s, deadline_s=3600.0)
         with refold.create(url, {"w": np.zeros(4, "f4")}, plan=plan, partitions=4) as federation:
-            for name, seed in zip(names, seeds, strict=True):
-                federation.enroll(name, SigningKey.from_seed(seed).public)
+            enrol(federation, names, seeds)
             with SteppedServer(federation) as server:
                 server.settle()
             ours, theirs = multiprocessing.get_context("fork").Pipe(duplex=False)

@@ -26,7 +26,7 @@ from refold.bus.topics import Topics, event_headers
 from refold.consumers.alerts import Alerts
 from refold.consumers.commands import send_command
 from refold.consumers.delivery import Sink
-from refold.consumers.listening import Listener, sample_of
+from refold.consumers.listening import Heard, Listener, sample_of
 from refold.consumers.logsight.nodes import NodeLogs
 from refold.consumers.monitoring.kinds import KINDS, LOG, WARNING
 from refold.consumers.monitoring.monitor import Monitor
@@ -266,7 +266,7 @@ class Watcher:
         close_all(self._accepted, self._beats, self._alerts, self._producer)
 
 
-def _beats_in(records: Sequence[Record], federation: str) -> list[Heartbeat]:
+def _beats_in(records: Sequence[Record], federation: str) -> list[Heard]:
     found = []
     for record in records:
         try:
@@ -274,5 +274,5 @@ def _beats_in(records: Sequence[Record], federation: str) -> list[Heartbeat]:
         except InvalidRecord:
             continue
         if isinstance(beat, Heartbeat) and beat.federation == federation:
-            found.append(beat)
+            found.append((beat, record.value or b""))
     return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from refold.consumers.monitoring.readings import Sample
 from refold.consumers.roster import Roster
 from refold.schemas.keys import HEARTBEAT_TAG, verify
-from refold.schemas.updates import WATCHING, Heartbeat, heartbeat_digest
+from refold.schemas.updates import WATCHING, Heartbeat, encoded_heartbeat_digest
 
 MOST_AT_ONCE = 4
 MOST_LOOKED_AT = 256
@@ -22,6 +22,8 @@ MOST_LOOKED_AT = 256
 Place = tuple[tuple[int, bytes], int]
 NEVER: Place = ((-1, b""), -1)
 NEAR = 16
+Heard = tuple[Heartbeat, bytes]
+"""A beat, and the bytes that it was decoded from."""
 Who = tuple[str, bool]
 """A client, or who watches its logs beside it."""
 
@@ -33,27 +35,28 @@ class Listener:
     ignored: Counter[str] = field(default_factory=Counter)
     _last: dict[Who, Place] = field(default_factory=dict)
 
-    def believed(self, roster: Roster, beats: Iterable[Heartbeat]) -> Iterator[Heartbeat]:
+    def believed(self, roster: Roster, beats: Iterable[Heard]) -> Iterator[Heartbeat]:
         """Yield the beats that count, those of one client in their order."""
-        of: dict[Who, list[Heartbeat]] = {}
-        for beat in beats:
+        of: dict[Who, list[Heard]] = {}
+        for heard in beats:
+            beat = heard[0]
             if roster.required and beat.client not in roster.active:
                 self.ignored["unknown"] += 1
             else:
                 who = (beat.client, beat.activity == WATCHING)
-                of.setdefault(who, []).append(beat)
+                of.setdefault(who, []).append(heard)
         for who, found in of.items():
             yield from self._of_one(roster, who, found)
 
-    def _of_one(self, roster: Roster, who: Who, beats: list[Heartbeat]) -> Iterator[Heartbeat]:
+    def _of_one(self, roster: Roster, who: Who, beats: list[Heard]) -> Iterator[Heartbeat]:
         """Yield the newest few that hold. Forged ones are passed over and cannot crowd an honest one out, up to a bound."""
         held: list[Heartbeat] = []
         looked = 0
-        for beat in sorted(beats, key=lambda beat: self._is_expected(who, beat), reverse=True):
+        for beat, encoded in sorted(beats, key=lambda heard: self._is_expected(who, heard[0]), reverse=True):
             if len(held) == MOST_AT_ONCE or looked == MOST_LOOKED_AT:
                 break
             looked += 1
-            fault = self._fault(roster, who, beat)
+            fault = self._fault(roster, who, beat, encoded)
             if fault:
                 self.ignored[fault] += 1
             else:
@@ -71,7 +74,7 @@ class Listener:
         place = _place(beat)
         return place[0] == session and number < place[1] <= number + NEAR, place
 
-    def _fault(self, roster: Roster, who: Who, beat: Heartbeat) -> str:
+    def _fault(self, roster: Roster, who: Who, beat: Heartbeat, encoded: bytes) -> str:
         if _place(beat) <= self._last.get(who, NEVER):
             return "old"
         if not roster.required:
@@ -80,7 +83,8 @@ class Listener:
         public = standing.keys.valid.get(beat.key_id)
         if public is None or not beat.signature:
             return "unsigned"
-        return "" if verify(public, HEARTBEAT_TAG, heartbeat_digest(beat), beat.signature) else "forged"
+        digest = encoded_heartbeat_digest(encoded, beat)
+        return "" if verify(public, HEARTBEAT_TAG, digest, beat.signature) else "forged"
 
     def keep(self, roster: Roster) -> None:
         """Forget clients that may no longer take part."""

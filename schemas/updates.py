@@ -229,4 +229,27 @@ def server_heartbeat_digest(beat: ServerHeartbeat) -> bytes:
 def heartbeat_digest(beat: Heartbeat) -> bytes:
     """BLAKE3 of the beat's canonical bytes with an empty signature, 32 bytes: what is signed."""
     unsigned = beat if not beat.signature else replace(beat, signature=b"")
-    return blake3.blake3(encode(unsigned), derive_key_context="refold 2026 heartbeat").digest()
+    return _heartbeat_hash(encode(unsigned))
+
+
+def encoded_heartbeat_digest(encoded: bytes, beat: Heartbeat) -> bytes:
+    """Return the same of a beat whose bytes are at hand: the signature is cut out of them, which is ten times as quick.
+
+    Parameters
+    ----------
+    encoded
+        What `beat` was decoded from; decoding has shown that it is the one way to write it.
+    """
+    signature = _SIGNATURE_HEAD + beat.signature
+    at = encoded.find(signature)
+    if len(beat.signature) != 64 or at < 0 or encoded.find(signature, at + 1) >= 0:
+        return heartbeat_digest(beat)
+    return _heartbeat_hash(encoded[:at] + _EMPTY + encoded[at + len(signature) :])
+
+
+_SIGNATURE_HEAD, _EMPTY = b"\xc4\x40", b"\xc4\x00"
+"""How msgpack begins 64 bytes, and writes none."""
+
+
+def _heartbeat_hash(data: bytes) -> bytes:
+    return blake3.blake3(data, derive_key_context="refold 2026 heartbeat").digest()

@@ -21,7 +21,7 @@ from refold.schemas.identity import ClientBanned, ClientEnrolled, ClientRevoked
 from refold.schemas.keys import HEARTBEAT_TAG, UPDATE_TAG, SigningKey
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.payload import describe
-from refold.schemas.updates import Heartbeat, heartbeat_digest
+from refold.schemas.updates import Heartbeat, encoded_heartbeat_digest, heartbeat_digest
 
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
 TIRED = Condition((("cpu_used_ratio", 0.75),), 2, None, None)
@@ -144,3 +144,15 @@ def test_no_signature_is_checked_where_it_would_change_nothing() -> None:
 def test_without_identities_everyone_who_beats_lives() -> None:
     made = roster(required=False)
     assert hears(beat(), beat(client="anyone"), to=made).liveness.living(100.0) == {"ann", "anyone"}
+
+
+@pytest.mark.parametrize("with_condition", [False, True])
+def test_the_digest_of_a_beats_bytes_is_the_digest_of_the_beat(with_condition: bool) -> None:
+    condition = Condition((("bus_latency_s", 0.5),), 3, None, None) if with_condition else None
+    made = signed(replace(beat(), condition=condition))
+    assert encoded_heartbeat_digest(encode(made), made) == heartbeat_digest(made)
+    assert encoded_heartbeat_digest(encode(replace(made, signature=b"")), replace(made, signature=b"")) == heartbeat_digest(
+        made
+    )
+    twice = replace(made, properties=(("copy", "x"),), session_nonce=made.signature[:8])
+    assert encoded_heartbeat_digest(encode(twice), twice) == heartbeat_digest(twice)
