@@ -5,9 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from _attacks import ATTACKS, scene_of
-from _federation import Course, Floats, Hands, Setting, Trainer, culprits, mean_of, takers
+from _federation import Course, Floats, Hands, Setting, Trainer, culprits, takers
 from _peers import Judge, Round
+
+from refold.consumers.selection import bounded, trusted
 
 
 @lru_cache(maxsize=64)
@@ -42,10 +45,21 @@ def _train(setting: Setting, attack: str, judge: Judge | None) -> tuple[float, f
         examples = np.array([len(hands.of[c]) for c in who])
         count = int(is_bad.sum()) if attack else 0
         given = Round(round_, who, deltas, examples, seen[:-1], root, trainer.shapes, count, setting.seed)
-        kept = np.ones(len(who), bool) if judge is None else ~judge.judge(given)[0]
+        refused, scores = (np.zeros(len(who), bool), np.zeros(len(who))) if judge is None else judge.judge(given)
+        kept = ~refused
         if kept.any():
-            flat = flat + mean_of(deltas[kept], examples[kept])
+            flat = flat + _mean(deltas[kept], examples[kept], scores[kept], getattr(judge, "selection", ""))
     return trainer.accuracy(flat), trainer.backdoor_success(flat)
+
+
+def _mean(deltas: Floats, examples: npt.NDArray[np.int64], scores: npt.NDArray[np.float64], selection: str) -> Floats:
+    """Return the mean as a federation with this rule of selection makes it."""
+    weights = np.minimum(examples, 8 * np.sort(examples)[len(examples) // 2]).astype(np.float64)
+    if selection:
+        weights *= bounded(np.linalg.norm(deltas, axis=1).astype(np.float64))
+    if selection == "doubt":
+        weights *= trusted(scores.tolist())
+    return np.asarray((weights / weights.sum()).astype(np.float32) @ deltas, np.float32)
 
 
 class _Past:

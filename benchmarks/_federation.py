@@ -23,6 +23,7 @@ Weights = list[Floats]
 
 EPOCHS, BATCH, LONGEST_GRADIENT = 5, 16, 5.0
 RATE, DECAY = {"digits": 0.5, "cancer": 0.1, "made": 0.1, "two": 0.1, "wine": 0.1}, 0.9
+"""How fast each is learned; of drawn data it is drawn too."""
 LEAST_EXAMPLES = 12
 ROOT = 60
 """Examples of the server's own, for what needs root data."""
@@ -85,8 +86,64 @@ def load(data: str) -> tuple[Floats, Labels]:
     if data == "made":
         rows, labels = datasets.make_classification(1500, 24, n_informative=12, n_classes=3, random_state=7)
         return (rows / rows.std(0)).astype(np.float32), labels.astype(np.int64)
-    bunch = datasets.load_breast_cancer()
+    if data.startswith("drawn-"):
+        return drawn(int(data.removeprefix("drawn-")))
+    bunch = datasets.load_wine() if data == "wine" else datasets.load_breast_cancer()
     return ((bunch.data - bunch.data.mean(0)) / bunch.data.std(0)).astype(np.float32), bunch.target.astype(np.int64)
+
+
+def drawn(number: int) -> tuple[Floats, Labels]:
+    """Return one of many kinds of data: tables of 8 to 60 columns, alike or not, or small images; two to ten classes."""
+    from sklearn import datasets
+
+    rng = np.random.default_rng([number, 9])
+    classes = int(rng.choice([2, 2, 3, 4, 6, 10]))
+    count = int(np.exp(rng.uniform(np.log(300), np.log(1800))))
+    if rng.random() < 0.35:
+        return _images(rng, max(classes, 3), max(count, 600))
+    wide = int(rng.integers(8, 61))
+    useful = int(rng.integers(max(4, int(np.log2(2 * classes)) + 1), max(7, wide // 2 + 1)))
+    rows, labels = datasets.make_classification(
+        count,
+        wide,
+        n_informative=min(useful, wide),
+        n_redundant=0,
+        n_classes=classes,
+        n_clusters_per_class=int(rng.integers(1, 3)),
+        class_sep=float(rng.uniform(0.8, 2.5)),
+        flip_y=float(rng.uniform(0, 0.08)),
+        random_state=int(rng.integers(1 << 30)),
+    )
+    if rng.random() < 0.5:  # Columns that say nearly the same, as measurements of one thing do.
+        few = rng.normal(size=(wide, int(rng.integers(3, 9))))
+        rows = rows + rng.uniform(1, 3) * (rows @ few / wide**0.5) @ rng.normal(size=(few.shape[1], wide))
+    if rng.random() < 0.3:
+        rows = np.sign(rows) * np.abs(rows) ** rng.uniform(1, 1.8)
+    return ((rows - rows.mean(0)) / rows.std(0)).astype(np.float32), labels.astype(np.int64)
+
+
+def _images(rng: np.random.Generator, classes: int, count: int) -> tuple[Floats, Labels]:
+    """Return 8 × 8 images in 0 … 1: strokes of their class, shifted, more or less of them, with noise and an empty border."""
+    labels = rng.integers(0, classes, count)
+    strokes = rng.normal(size=(classes, 3, 8, 8))
+    for axis in (2, 3):
+        strokes = (np.roll(strokes, 1, axis) + 2 * strokes + np.roll(strokes, -1, axis)) / 4
+    parts = rng.uniform(0.3, 1.0, (count, 3, 1, 1)) * strokes[labels]
+    images = parts.sum(axis=1)
+    shifts = rng.integers(-1, 2, count)
+    images = np.array([np.roll(image, shift, axis=1) for image, shift in zip(images, shifts, strict=True)])
+    images = images / images.std() * rng.uniform(0.4, 0.8) + rng.normal(0, rng.uniform(0.05, 0.3), images.shape)
+    if rng.random() < 0.5:
+        images[:, :, [0, 7]] = 0
+    return np.clip(images, 0, 1).reshape(count, 64).astype(np.float32), labels.astype(np.int64)
+
+
+def rate_of(data: str) -> float:
+    """Return the learning rate of a kind of data."""
+    if not data.startswith("drawn-"):
+        return RATE[data]
+    rng = np.random.default_rng([int(data.removeprefix("drawn-")), 10])
+    return float(np.exp(rng.uniform(np.log(0.04), np.log(0.5))))
 
 
 class Hands:
@@ -139,6 +196,8 @@ class Trainer:
         self.shapes: tuple[tuple[int, ...], ...] = {
             "softmax": ((wide, hands.classes), (hands.classes,)),
             "mlp": ((wide, 32), (32,), (32, hands.classes), (hands.classes,)),
+            "narrow": ((wide, 12), (12,), (12, hands.classes), (hands.classes,)),
+            "deep": ((wide, 24), (24,), (24, 16), (16,), (16, hands.classes), (hands.classes,)),
             "cnn": ((9, FILTERS), (FILTERS,), (SIDE * SIDE * FILTERS, hands.classes), (hands.classes,)),
         }[setting.model]
 
@@ -162,7 +221,7 @@ class Trainer:
         steps = EPOCHS * -(-sizes[order] // BATCH)
         index, mask = self._batches(clients[order], steps, rng)
         weights = self.split(np.repeat(flat[None], len(clients), axis=0))
-        rate = np.float32(RATE[self.setting.data] * DECAY**round_)
+        rate = np.float32(rate_of(self.setting.data) * DECAY**round_)
         losses = np.zeros(len(clients), np.float32)
         for step in range(int(steps.max())):
             active = int(np.searchsorted(-steps, -step, side="left"))

@@ -13,9 +13,10 @@ import refold
 class Own:
     """The public interface, with the memory that it keeps from round to round."""
 
-    def __init__(self, *, flat: bool = False, **config: Any) -> None:
+    def __init__(self, *, flat: bool = False, selection: str = "", **config: Any) -> None:
         self._detection = refold.Detection(refold.DetectionConfig(**config) if config else None)
         self._flat = flat
+        self.selection = selection
 
     def judge(self, given: Round) -> Judged:
         """Return who is refused, and scores."""
@@ -37,4 +38,11 @@ class Own:
         ]
 
 
-OWN: dict[str, Any] = {"refold": Own, "refold-flat": lambda: Own(flat=True)}
+OWN: dict[str, Any] = {
+    "refold": Own,
+    "refold-flat": lambda: Own(flat=True),
+    "refold-bound": lambda: Own(selection="norm-bound"),
+    "refold-doubt": lambda: Own(selection="doubt"),
+    "refold-strict": lambda: Own(false_alarm_rate=0.01),
+    "refold-careful": lambda: Own(false_alarm_rate=0.001),
+}

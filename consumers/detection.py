@@ -282,7 +282,7 @@ class _Active:
         features = tuple(item.features() for item in candidates)
         before = dict(self._ensemble.faults)
         metrics = tuple(dict(item.body.metrics) if item.body else {} for item in candidates)
-        round_, past = self.roster.plan.round, self.roster.past_scores()
+        round_, past = self.roster.plan.round, self.roster.said.of(clients)
         cohort = Cohort(round_, clients, features, past, metrics=metrics, recent=self.roster.recent.view(round_))
         opinions = self._ensemble.judge(cohort)
         for name in [name for name, count in self._ensemble.faults.items() if count > before.get(name, 0)]:

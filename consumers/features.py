@@ -143,6 +143,7 @@ class FeatureExtractor:
         self.width = min(SKETCH_WIDTH, self.count)
         self._coordinates = self._draw_coordinates()
         self._signs = lru_cache(maxsize=256)(self._draw_signs)
+        self._places = lru_cache(maxsize=4096)(self._find_places)
 
     def start(self) -> FeatureSum:
         """Begin the features of one delta."""
@@ -158,13 +159,16 @@ class FeatureExtractor:
 
     def coordinates(self, first: int, count: int) -> tuple[slice, npt.NDArray[np.int64]]:
         """Return which of the secret coordinates lie in a run of parameters: their slice, and their places within the run."""
-        low, high = np.searchsorted(self._coordinates, (first, first + count))
-        return slice(int(low), int(high)), self._coordinates[low:high] - first
+        return self._places(first, count)
 
     @property
     def subset_size(self) -> int:
         """How many secret coordinates there are."""
         return len(self._coordinates)
+
+    def _find_places(self, first: int, count: int) -> tuple[slice, npt.NDArray[np.int64]]:
+        low, high = np.searchsorted(self._coordinates, (first, first + count))
+        return slice(int(low), int(high)), self._coordinates[low:high] - first
 
     def _draw_signs(self, first: int, count: int) -> npt.NDArray[np.int8]:
         if self.width == self.count:
@@ -183,6 +187,10 @@ class FeatureExtractor:
         return blake3.blake3(purpose + first.to_bytes(8, "little"), key=self._secret).digest(length=size)
 
 
+def _positives(values: Floats) -> int:
+    return int(np.count_nonzero(values > 0))
+
+
 class FeatureSum:
     """Features of one delta in the making: add each block once, in any order."""
 
@@ -198,8 +206,10 @@ class FeatureSum:
     def add(self, block: Block, integers: Array, scale: float) -> None:
         """Add a block of a float tensor: `integers` · `scale` are its values."""
         exact = integers * scale
-        values = np.clip(exact, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
-        self._add_facts(block.tensor, exact)
+        least, most = float(exact.min()), float(exact.max())
+        inside = least >= -FLOAT32_MAX and most <= FLOAT32_MAX
+        values = (exact if inside else np.clip(exact, -FLOAT32_MAX, FLOAT32_MAX)).astype(np.float32)
+        self._add_facts(block.tensor, exact, least, most)
         self._add_histogram(values)
         first = self._extractor.tensor_start(block.tensor) + block.start
         where, places = self._extractor.coordinates(first, block.count)
@@ -212,16 +222,18 @@ class FeatureSum:
         sketch = np.clip(self._sketch, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
         return Features(self._extractor.count, facts, self._histogram, sketch, self._subset)
 
-    def _add_facts(self, tensor: int, values: Floats) -> None:
+    @property
+    def is_finite(self) -> bool:
+        """Whether every value that was added is finite."""
+        return bool(np.isfinite(self._facts[:, SQUARES]).all())
+
+    def _add_facts(self, tensor: int, values: Floats, least: float, most: float) -> None:
         facts = self._facts[tensor]
         nonzero = int(np.count_nonzero(values))
         self.is_zero = self.is_zero and nonzero == 0
-        facts[SUM] += float(values.sum())
-        facts[SQUARES] += float(np.dot(values, values))
-        facts[LEAST] = min(facts[LEAST], float(values.min()))
-        facts[MOST] = max(facts[MOST], float(values.max()))
-        facts[ZEROS] += len(values) - nonzero
-        facts[POSITIVES] += int(np.count_nonzero(values > 0))
+        more = (float(values.sum()), float(np.dot(values, values)), 0.0, 0.0, len(values) - nonzero, _positives(values))
+        facts += more
+        facts[LEAST], facts[MOST] = min(facts[LEAST], least), max(facts[MOST], most)
 
     def _add_histogram(self, values: npt.NDArray[np.float32]) -> None:
         """Count by the float's own exponent field, without a logarithm. Zeros fall into the first bin."""

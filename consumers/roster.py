@@ -9,6 +9,7 @@ from typing import Any
 from refold.bus.ledger import Entry
 from refold.consumers.branches import Branches
 from refold.consumers.detectors.recent import Recent
+from refold.consumers.detectors.said import Said
 from refold.consumers.healing import Healing
 from refold.consumers.limits import Limits
 from refold.consumers.pruning import PruningLog
@@ -103,6 +104,7 @@ class Roster:
     history: deque[Judged] = field(default_factory=lambda: deque(maxlen=20_000))
     recent: Recent = field(default_factory=Recent)
     healing: Healing = field(default_factory=Healing)
+    said: Said = field(default_factory=Said)
 
     @classmethod
     def of(cls, genesis: Genesis) -> Roster:
@@ -169,15 +171,6 @@ class Roster:
         self.done.clear()
         self.tally.clear()
 
-    def past_scores(self) -> dict[str, dict[str, list[float]]]:
-        """Return what each detector said of each client before, oldest first: ``[client][detector]``."""
-        past: dict[str, dict[str, list[float]]] = {}
-        for judged in self.history:
-            values = past.setdefault(judged.client, {})
-            for score in judged.scores:
-                values.setdefault(score.detector, []).append(score.value)
-        return past
-
     def _changed(self, event: ClientEnrolled | TokenAdmitted | ClientRevoked | ClientReleased | ClientBanned) -> None:
         """Take note of who a client is and whether it takes part."""
         standing = self.clients.setdefault(event.client, Standing())
@@ -242,6 +235,7 @@ class Roster:
     def _remember(self, judged: Judged, features: Payload | None) -> None:
         """Take note of a verdict for detectors with a memory; features that do not lie in the log itself are not looked for."""
         self.history.append(judged)
+        self.said.take(judged.client, judged.scores)
         if features is not None and features.inline is not None:
             # By the round that is open: an update from an older base was compared with this round's.
             self.recent.take(self.plan.round, judged.client, features.inline, accepted=judged.accepted)

@@ -20,6 +20,8 @@ Chosen = npt.NDArray[np.bool_]
 NORM_BOUND = 1.5
 """Times the median norm: longer updates count for as much less as they are longer."""
 
+DOUBT, LEAST_TRUST = 12.0, 1 / 16
+
 GRAIN = 1 << 10
 """Weights are multiplied by this before they are clipped, so that rounding to integers costs less than a thousandth."""
 
@@ -53,10 +55,12 @@ def bulyan(features: Sequence[Features], bad: int) -> Chosen:
 
 
 RULES: dict[str, Callable[[Sequence[Features], int], Chosen]] = {"krum": krum, "multi-krum": multi_krum, "bulyan": bulyan}
-SELECTIONS = ("", "norm-bound", *RULES)
+SELECTIONS = ("", "norm-bound", "doubt", *RULES)
 
 
-def selected(rule: str, features: Sequence[Features], weights: Sequence[int], bad_ppm: int) -> list[int]:
+def selected(
+    rule: str, features: Sequence[Features], weights: Sequence[int], bad_ppm: int, scores: Sequence[float] = ()
+) -> list[int]:
     """Return the weights as a rule leaves them.
 
     Parameters
@@ -65,6 +69,8 @@ def selected(rule: str, features: Sequence[Features], weights: Sequence[int], ba
         One of `SELECTIONS`; "" leaves all as they are.
     bad_ppm
         Share of the updates, in millionths, that may be bad; the number is rounded down.
+    scores
+        What the ensemble says of each, from 0 to 1, for ``doubt``; who was not judged is not doubted.
 
     Raises
     ------
@@ -75,21 +81,30 @@ def selected(rule: str, features: Sequence[Features], weights: Sequence[int], ba
         raise UsageError(f"selection {rule!r} is not one of {', '.join(SELECTIONS[1:])}")
     if not rule or len(weights) < 3:
         return list(weights)
-    if rule == "norm-bound":
-        return _clipped(features, weights)
+    if rule in ("norm-bound", "doubt"):
+        shares = bounded(np.array([found.norm for found in features]))
+        shares *= trusted(scores) if rule == "doubt" and len(scores) else 1.0
+        return [max(1, int(weight * GRAIN * share)) for weight, share in zip(weights, shares, strict=True)]
     chosen = RULES[rule](features, len(weights) * bad_ppm // 1_000_000)
     return [weight if keep else 0 for weight, keep in zip(weights, chosen, strict=True)]
 
 
-def _clipped(features: Sequence[Features], weights: Sequence[int]) -> list[int]:
-    """Return weights by which no update moves the mean further than one of the bound's length would.
+def bounded(norms: Floats) -> Floats:
+    """Return shares of weights by which no update moves the mean further than one of the bound's length would.
 
     Source: Sun, Kairouz, Suresh and McMahan, Can you really backdoor federated learning?, 2019.
     """
-    norms = np.array([found.norm for found in features])
-    bound = NORM_BOUND * float(np.median(norms))
-    shares = np.minimum(1.0, bound / np.maximum(norms, 1e-30))
-    return [max(1, int(weight * GRAIN * share)) for weight, share in zip(weights, shares, strict=True)]
+    return np.asarray(np.minimum(1.0, NORM_BOUND * float(np.median(norms)) / np.maximum(norms, 1e-30)))
+
+
+def trusted(scores: Sequence[float]) -> Floats:
+    """Return the share of its weight that each update keeps: the less, the nearer its score is to being refused.
+
+    Half is left at odds of 1 to `DOUBT`, well below what refuses; nobody keeps less than `LEAST_TRUST`, so that a client which
+    is only unlike the others is still heard.
+    """
+    values = np.clip(np.asarray(scores, dtype=np.float64), 0.0, 1.0 - 1e-9)
+    return np.asarray(np.maximum(LEAST_TRUST, 1 / (1 + DOUBT * values / (1 - values))))
 
 
 def _distances(features: Sequence[Features]) -> Floats:

@@ -225,10 +225,11 @@ def _reject(item: Pending, opinion: Opinion, written: Written) -> UpdateRejected
 def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClosed:
     policy, plan = roster.genesis.policy, roster.plan
     accepted = [item for item, _ in ruling.accepted()]
+    scores = [opinion.score for _, opinion in ruling.accepted()]
     claimed = [update_weight(_examples(item), _staleness(item, roster), policy) for item in accepted]
     features = [item.features() for item in accepted]
     defence = roster.genesis.defence
-    weights, rule = weighing(defence, features, capped(claimed) if defence.mode == "all" else claimed)
+    weights, rule = weighing(defence, features, capped(claimed) if defence.mode == "all" else claimed, scores)
     exponents = grid_exponents(roster.genesis.schema, features, divisor=policy.sigma_divisor, before=plan.exponents)
     applied = [item.client for item, weight in zip(accepted, weights, strict=True) if weight]
     return RoundClosed(
@@ -243,11 +244,13 @@ def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClos
     )
 
 
-def weighing(defence: Defence, features: Sequence[Features], weights: Sequence[int]) -> tuple[tuple[int, ...], str]:
+def weighing(
+    defence: Defence, features: Sequence[Features], weights: Sequence[int], scores: Sequence[float] = ()
+) -> tuple[tuple[int, ...], str]:
     """Return the members' weights and the rule by which aggregation combines them, as the log records both."""
     chosen = dict(defence.settings)
     bad_ppm = int(chosen.get("bad_ppm", BAD_PPM))
-    found = scaled_weights(selected(str(chosen.get("selection", "")), features, weights, bad_ppm))
+    found = scaled_weights(selected(str(chosen.get("selection", "")), features, weights, bad_ppm, scores))
     rule, taking_part = str(chosen.get("rule", MEAN)), sum(weight > 0 for weight in found)
     if rule == TRIMMED:
         rule = f"{TRIMMED}:{min(taking_part * bad_ppm // 1_000_000, (taking_part - 1) // 2)}"

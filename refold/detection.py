@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,19 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from refold.consumers.detectors import Cohort as FeatureCohort
-from refold.consumers.detectors import Ensemble, Opinion, Recent
+from refold.consumers.detectors import Ensemble, Recent, Said
 from refold.consumers.detectors.choice import DEFAULT, chosen
+from refold.consumers.detectors.pattern import LEAST_RATE, MOST_RATE, RATE
 from refold.consumers.features import FeatureExtractor, Features
 from refold.schemas.errors import UsageError
-from refold.schemas.layout import Layout
+from refold.schemas.layout import Block, Layout
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.state.tensors import schema_of, to_numpy
 
 RUNS, LEAST_RUN = 8, 16
 """Deltas without tensors are cut into so many runs of equal length, none shorter, which are looked at as tensors are."""
-
-REMEMBERED = 20_000
-"""Judgements that are remembered, as by the group."""
 
 Tensors = Mapping[str, Any]
 
@@ -39,6 +37,9 @@ class DetectionConfig:
         How many rounds an update's base may lie behind, where a cohort says.
     detectors
         Names of those that may reject: Refold's own, and what installed packages offer as ``refold.detectors``.
+    false_alarm_rate
+        The share of honest updates that may be refused where nobody attacks, from 0.0001 to 0.05; how well it is kept is in
+        docs/DETECTION.md. `pattern` follows it, and what the others find without its support must be blatant.
     secret
         32 bytes that draw the sketch's signs and coordinates. Set your own where attackers may know the default.
     """
@@ -46,10 +47,13 @@ class DetectionConfig:
     max_staleness: int = 0
     detectors: tuple[str, ...] = DEFAULT
     secret: bytes = bytes(32)
+    false_alarm_rate: float = RATE
 
     def __post_init__(self) -> None:
         if self.max_staleness < 0 or len(self.secret) != 32:
             raise UsageError("max_staleness is below 0, or secret is not 32 bytes")
+        if not LEAST_RATE <= self.false_alarm_rate <= MOST_RATE:
+            raise UsageError(f"false_alarm_rate is {self.false_alarm_rate}", hint=f"from {LEAST_RATE} to {MOST_RATE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +129,12 @@ class Detection:
     config: DetectionConfig | None = None
     _ensemble: Ensemble = field(init=False)
     _extractor: _Extractor | None = field(default=None, init=False)
-    _past: deque[tuple[str, Opinion]] = field(default_factory=lambda: deque(maxlen=REMEMBERED), init=False)
+    _said: Said = field(default_factory=Said, init=False)
     _recent: Recent = field(default_factory=Recent, init=False)
 
     def __post_init__(self) -> None:
-        self._ensemble = Ensemble(chosen((self.config or DetectionConfig()).detectors))
+        config = self.config or DetectionConfig()
+        self._ensemble = Ensemble(chosen(config.detectors, false_alarm_rate=config.false_alarm_rate))
 
     def judge(self, cohort: Cohort) -> list[Verdict]:
         """Return a verdict of each update, in the cohort's order.
@@ -148,7 +153,7 @@ class Detection:
         opinions = self._ensemble.judge(self._features_of(cohort, candidates, features))
         for index, opinion in zip(candidates, opinions, strict=True):
             client, found = cohort.client_ids[index], features[index]
-            self._past.append((client, opinion))
+            self._said.take(client, opinion.scores)
             if isinstance(found, Features):
                 self._recent.take(cohort.round, client, found, accepted=not opinion.reasons)
             verdicts[index] = Verdict(not opinion.reasons, opinion.score, opinion.reasons)
@@ -156,23 +161,16 @@ class Detection:
 
     def _features_of(self, cohort: Cohort, candidates: Sequence[int], features: Sequence[Features | str]) -> FeatureCohort:
         root = self._extractor.features(cohort.root) if cohort.root is not None and self._extractor else None
+        clients = tuple(cohort.client_ids[index] for index in candidates)
         return FeatureCohort(
             cohort.round,
-            tuple(cohort.client_ids[index] for index in candidates),
+            clients,
             tuple(found for index in candidates if isinstance(found := features[index], Features)),
-            self._history(),
+            self._said.of(clients),
             metrics=tuple(cohort.metrics[index] for index in candidates) if cohort.metrics is not None else (),
             recent=self._recent.view(cohort.round),
             root=root if isinstance(root, Features) else None,
         )
-
-    def _history(self) -> dict[str, dict[str, list[float]]]:
-        past: dict[str, dict[str, list[float]]] = {}
-        for client, opinion in self._past:
-            values = past.setdefault(client, {})
-            for score in opinion.scores:
-                values.setdefault(score.detector, []).append(score.value)
-        return past
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +178,7 @@ class _Extractor:
     """From a delta to its features, or to the reason code that says why it has none."""
 
     schema: ModelSchema
-    layout: Layout
+    blocks: tuple[Block, ...]
     extractor: FeatureExtractor
 
     @classmethod
@@ -192,26 +190,35 @@ class _Extractor:
             ends = np.linspace(0, len(delta), min(RUNS, max(1, len(delta) // LEAST_RUN)) + 1).astype(int)
             runs = [TensorSchema(f"run-{first}", "float32", (int(end - first),), 0, "mean") for first, end in pairwise(ends)]
             schema = ModelSchema(tuple(runs))
-        return cls(schema, Layout.of(schema), FeatureExtractor(schema, secret))
+        blocks = tuple(block for block in Layout.of(schema) if schema.tensors[block.tensor].is_float)
+        return cls(schema, blocks, FeatureExtractor(schema, secret))
 
     def features(self, delta: Any) -> Features | str:
         """Return what the detectors see of a delta."""
         arrays = self._arrays(delta)
-        if not all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f"):
-            return "not-finite"
         found = self.extractor.start()
-        for block in self.layout:
-            if self.schema.tensors[block.tensor].is_float:
+        with np.errstate(invalid="ignore"):  # What is not finite is told of below.
+            for block in self.blocks:
                 found.add(block, arrays[block.tensor].ravel()[block.elements].astype(np.float64), 1.0)
+        if not found.is_finite:
+            return "not-finite"
         return "zero-update" if found.is_zero else found.finish()
 
     def _arrays(self, delta: Any) -> list[npt.NDArray[Any]]:
         if isinstance(delta, Mapping):
+            plain = [delta.get(tensor.name) for tensor in self.schema.tensors]
+            if len(delta) == len(plain) and all(map(_is_as, plain, self.schema.tensors)):
+                return plain  # type: ignore[return-value]
             return list(to_numpy(delta, self.schema).values())
         array = np.asarray(delta, dtype=np.float32)
         if array.shape != (self.schema.size,):
             raise UsageError(f"a delta of shape {array.shape}, the first had {self.schema.size:,} parameters")
         return np.split(array, np.cumsum([tensor.size for tensor in self.schema.tensors])[:-1])
+
+
+def _is_as(array: Any, tensor: TensorSchema) -> bool:
+    """Whether this is what the schema says, and nothing has to be looked at twice."""
+    return type(array) is np.ndarray and array.dtype == np.float32 and tensor.dtype == "float32" and array.shape == tensor.shape
 
 
 def _refusal(cohort: Cohort, index: int, features: Features | str, config: DetectionConfig) -> Verdict | None:

@@ -1,128 +1,257 @@
 """Fits the trees of the detector `pattern` on injected attacks and honest updates: ``consumers/detectors/pattern.npz``.
 
-Seeds 1 to 3 of the development data of `benchmarks/detection.py`, no attack that is held out. Some cohorts are made smaller,
-some lose the coordinates that no honest client changes, and some are given flat, so that the trees lean on none of it. Each
-update is seen with the mean of its client's last traits, as in `pattern.with_past`.
+Some hundred federations are drawn by number, each of another kind of data (`_federation.drawn`; digits now and then), model,
+crowd and share of bad clients, and each is seen without an attack and under some. No attack that is held out takes part. Some
+bad clients go half of the way only, some begin late; some federations lose the coordinates that no honest client changes, some
+are given flat: the trees are to lean on none of it. Rows come from the same function by which the detector judges.
 
-    python tools/fit_pattern.py [--seeds 3] [--attacks 8] [--cache build/courses]
+    python tools/fit_pattern.py gather --first 1 --count 60     # once for each part, into --cache
+    python tools/fit_pattern.py fit                             # and how well it does on federations that it did not see
+    python tools/fit_pattern.py unseen                          # the same with the attack left out too
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import numpy as np
-from _attacks import ATTACKS, HELD_OUT
-from _federation import Course, Setting, course_of
-from detection import ALPHAS, CROWDS, FIRST_STALE, rounds_of
+from _attacks import ATTACKS, HELD_OUT, scene_of
+from _federation import Course, Setting, drawn, train_course
+from detection import auc
 
-from refold.consumers.detectors import Cohort, pattern, traits
+from refold.consumers.detectors import Cohort, Recent, pattern, traits
 from refold.consumers.detectors.trees import Trees
 from refold.consumers.features import Features
 from refold.detection import _Extractor
 
-KINDS = (("digits", "mlp"), ("digits", "softmax"), ("made", "mlp"), ("made", "softmax"), ("two", "mlp"), ("two", "softmax"))
-ROUNDS = (1, 2, 3, 4, 6, 8, 11, 14, 17, 20)
+NAMES = tuple(name for name in ATTACKS if name not in HELD_OUT)
+CROWDS = ((20, 1.0), (20, 1.0), (50, 0.3), (12, 1.0), (30, 0.6), (16, 0.8))
+FIRST_STALE = 3
+TREES = 300
+RATES = (0.0001, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
+KIN = {
+    "sign-flip-x5": "sign-flip",
+    "alie-jittered": "alie",
+    "ipm": "sign-flip",
+    "ipm-jittered": "sign-flip",
+    "ipm-weak-jittered": "sign-flip",
+    "min-max": "alie",
+    "min-max-jittered": "alie",
+    "added-noise": "noise",
+    "backdoor-x5": "backdoor",
+    "colluding-jittered": "colluding",
+}
+"""Attacks that are much the same: to leave one out is to leave them all out."""
+
 OUT = Path(pattern.__file__).with_name("pattern.npz")
 
 
 @dataclass
 class Rows:
-    """What the trees are fitted on."""
+    """What the trees are fitted on: rows, whether each is an attack, and of which federation, attack (−1: none), round."""
 
     seen: list[Any] = field(default_factory=list)
-    bad: list[bool] = field(default_factory=list)
-    _past: dict[int, list[Any]] = field(default_factory=dict)
+    bad: list[Any] = field(default_factory=list)
+    of: list[Any] = field(default_factory=list)
 
-    def begin(self) -> None:
-        """Begin a federation: nobody has a past."""
-        self._past.clear()
-
-    def add(self, clients: list[int], rows: Any, bad: list[bool]) -> None:
+    def add(self, rows: Any, bad: Any, federation: int, attack: int, round_: int, clients: Any) -> None:
         """Take in a round."""
-        for client, row, is_bad in zip(clients, rows, bad, strict=True):
-            past = self._past.setdefault(client, [])
-            past.append(row)
-            last = np.array(past[-pattern.ROUNDS :])
-            weights = pattern.DECAY ** np.arange(len(last) - 1, -1, -1)
-            self.seen.append(np.concatenate([row, weights @ last / weights.sum(), [len(last)]]).astype(np.float32))
-            self.bad.append(is_bad)
+        self.seen.append(rows)
+        self.bad.append(bad)
+        self.of.append(np.column_stack([np.full((len(rows), 3), (federation, attack, round_)), clients]))
+
+    def arrays(self) -> dict[str, Any]:
+        """Return them as arrays."""
+        return {"seen": np.concatenate(self.seen), "bad": np.concatenate(self.bad), "of": np.concatenate(self.of)}
 
 
-def federations(seeds: int, attacks: int, cache: Path, rng: np.random.Generator) -> Iterator[tuple[Course, str]]:
-    """Yield courses, each with some attacks drawn for it."""
-    names = [name for name in ATTACKS if name not in HELD_OUT]
-    for seed in range(1, seeds + 1):
-        for data, model in KINDS:
-            for clients, share in CROWDS:
-                for alpha in ALPHAS:
-                    for bad in (0.0, 0.1, 0.2, 0.3, 0.4):
-                        course = course_of(Setting(data, model, clients, share, alpha, bad, seed), cache)
-                        for attack in rng.choice(names, attacks, replace=False) if bad else ("",):
-                            yield course, str(attack)
+def setting_of(number: int) -> Setting:
+    """Return the federation of a number."""
+    rng = np.random.default_rng([number, 11])
+    data = str(rng.choice([f"drawn-{number}", "digits"], p=[0.85, 0.15]))
+    images = data == "digits" or drawn(number)[0].shape[1] == 64
+    models = ["mlp", "mlp", "deep", *(["cnn"] * 2 if images and data != "digits" else ["softmax", "narrow"])]
+    clients, share = CROWDS[int(rng.integers(len(CROWDS)))]
+    alpha = rng.choice([None, 0.5, 0.1, float(rng.uniform(0.05, 1.0))])
+    bad = float(rng.choice([0.1, 0.2, 0.3, 0.3, 0.4]))
+    return Setting(data, str(rng.choice(models)), clients, share, alpha, bad, number)
 
 
-def gather(course: Course, attack: str, rows: Rows, rng: np.random.Generator) -> None:
-    """Take in some rounds of a federation under attack."""
-    rows.begin()
-    masked, flat = rng.random() < 0.3, rng.random() < 0.4
-    extractor: _Extractor | None = None
-    for given in rounds_of(course, attack):
-        if given.round not in ROUNDS or (attack == "stale" and given.round < FIRST_STALE):
+@dataclass
+class Scenes:
+    """One federation as its server sees it, with or without an attack."""
+
+    course: Course
+    rng: np.random.Generator
+
+    def __post_init__(self) -> None:
+        self.dead = np.zeros(self.course.honest.shape[2], bool)
+        if self.rng.random() < 0.5:
+            self.dead = (self.course.honest == 0).all(axis=(0, 1))
+        self.flat = self.rng.random() < 0.3
+        self.extractor = _Extractor.of(self._shaped(self.course.honest[0, 0]), self.rng.bytes(32))
+        self.honest = [[self._features(row) for row in rows] for rows in self.course.honest]
+
+    def rounds(self, attack: str) -> Iterator[tuple[Cohort, Any]]:
+        """Yield cohorts with their past, and who of them is bad."""
+        recent, begins, share = Recent(), 1, 1.0
+        if attack and self.rng.random() < 0.2:
+            begins = int(self.rng.integers(3, 11))
+        if attack and self.rng.random() < 0.4:
+            share = float(self.rng.uniform(0.5, 1.2))
+        for at, who in enumerate(self.course.taking):
+            bad = self.course.bad[who] & bool(attack) & (at + 1 >= max(begins, FIRST_STALE if attack == "stale" else 1))
+            features = list(self.honest[at])
+            if bad.any():
+                own = self.course.honest[at][bad]
+                sent = own + np.float32(share) * (ATTACKS[attack](scene_of(self.course, at, self.course.setting.seed)) - own)
+                for place, row in zip(np.flatnonzero(bad), sent, strict=True):
+                    features[place] = self._features(row)
+            kept = [index for index, found in enumerate(features) if isinstance(found, Features)]
+            names = tuple(f"client-{who[index]:03d}" for index in kept)
+            cohort = Cohort(at + 1, names, tuple(f for f in features if isinstance(f, Features)), recent=recent.view(at + 1))
+            yield cohort, bad[kept]
+            for name, found in zip(cohort.clients, cohort.features, strict=True):
+                recent.take(at + 1, name, found, accepted=True)
+
+    def _features(self, row: Any) -> Features | str:
+        return self.extractor.features(self._shaped(np.where(self.dead, 0, row).astype(np.float32)))
+
+    def _shaped(self, row: Any) -> Any:
+        if self.flat:
+            return row
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.course.shapes])[:-1]
+        parts = zip(np.split(row, ends), self.course.shapes, strict=True)
+        return {f"t{at}": part.reshape(shape) for at, (part, shape) in enumerate(parts)}
+
+
+def gather(numbers: range, attacks: int, every: int) -> Rows:
+    """Return what is seen of these federations, of each attack every so many rounds."""
+    rows = Rows()
+    for number in numbers:
+        rng = np.random.default_rng([number, 12])
+        scenes = Scenes(train_course(setting_of(number)), rng)
+        for attack in ("", *(str(name) for name in rng.choice(NAMES, attacks, replace=False))):
+            start = int(rng.integers(every)) if attack else 0
+            for cohort, bad in scenes.rounds(attack):
+                if len(cohort) < traits.LEAST_COHORT or bad.mean() > 0.45:
+                    continue
+                if cohort.round <= 2 or not attack or cohort.round % every == start:
+                    code = NAMES.index(attack) if attack else -1
+                    who = [int(client[7:]) for client in cohort.clients]
+                    rows.add(pattern.rows_of(cohort), bad, number, code, cohort.round, who)
+    return rows
+
+
+def load(cache: Path) -> dict[str, Any]:
+    """Return the rows of all parts that were gathered."""
+    parts = [dict(np.load(path)) for path in sorted(cache.glob("rows-*.npz"))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("seen", "bad", "of")}
+
+
+def fitted(rows: dict[str, Any], where: Any, trees: int = TREES) -> Any:
+    """Return boosted trees, fitted on some of the rows, in which every federation counts alike."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    model = HistGradientBoostingClassifier(
+        max_iter=trees,
+        learning_rate=0.08,
+        max_depth=6,
+        max_leaf_nodes=20,
+        min_samples_leaf=120,
+        l2_regularization=10.0,
+        max_features=0.3,
+        early_stopping=False,
+        random_state=0,
+    )
+    return model.fit(rows["seen"][where], rows["bad"][where])
+
+
+def unseen(rows: dict[str, Any], folds: int = 4) -> Any:
+    """Return each row's log-odds by trees that were fitted without its federation."""
+    odds = np.zeros(len(rows["bad"]))
+    for fold in range(folds):
+        mine = rows["of"][:, 0] % folds == fold
+        odds[mine] = fitted(rows, ~mine).decision_function(rows["seen"][mine])
+    return odds
+
+
+def limits_of(rows: dict[str, Any], odds: Any) -> Any:
+    """Return for each of `RATES` the log-odds that nine in ten federations exceed with no more of their honest updates."""
+    mine = rows["of"][:, 1] == -1
+    federations = rows["of"][mine, 0]
+    each = [odds[mine][federations == one] for one in np.unique(federations)]
+    limits = [np.quantile([np.quantile(values, 1 - rate) for values in each], 0.9) for rate in RATES]
+    return np.minimum.accumulate(limits)  # Less where more may be refused.
+
+
+def told(rows: dict[str, Any], odds: Any, limit: float) -> None:
+    """Print how well trees do on federations, attacks or both that they never saw."""
+    attack = rows["of"][:, 1]
+    print(f"{'attack':<20}{'sent':>8}{'auc':>8}{'r@1%':>8}{'recall':>8}{'false':>8}")
+    for code in (-1, *range(len(NAMES))):
+        mine = (attack == code) & np.isfinite(odds)
+        bad, good = odds[mine & rows["bad"]], odds[mine & ~rows["bad"]]
+        if not len(good):
             continue
-        kept = np.arange(len(given.clients))
-        if rng.random() < 0.4:
-            kept = np.sort(rng.permutation(len(kept))[: int(rng.integers(traits.LEAST_COHORT, len(kept) + 1))])
-        bad = course.bad[given.clients[kept]] if attack else np.zeros(len(kept), bool)
-        if bad.mean() > 0.45:
+        name, false = NAMES[code] if code >= 0 else "none", f"{(good > limit).mean():.2%}"
+        if not len(bad):
+            print(f"{name:<20}{len(good):>8} honest{false:>25}")
             continue
-        deltas = given.deltas[kept].copy()
-        if masked:
-            deltas[:, (deltas[~bad] == 0).all(axis=0)] = 0
-        shaped = list(deltas) if flat else [_tensors(row, given.shapes) for row in deltas]
-        extractor = extractor or _Extractor.of(shaped[0], bytes(32))
-        found = [(i, features) for i, one in enumerate(shaped) if isinstance(features := extractor.features(one), Features)]
-        cohort = Cohort(given.round, tuple(str(i) for i, _ in found), tuple(features for _, features in found))
-        places = [i for i, _ in found]
-        rows.add(given.clients[kept][places].tolist(), traits.table(cohort), bad[places].tolist())
+        at_one = (bad > np.quantile(good, 0.99)).mean()
+        print(f"{name:<20}{len(bad):>8}{auc(bad, good):>8.3f}{at_one:>8.3f}{(bad > limit).mean():>8.3f}{false:>8}")
 
 
-def _tensors(row: Any, shapes: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
-    return {f"t{at}": part.reshape(shape) for at, (part, shape) in enumerate(zip(np.split(row, ends), shapes, strict=True))}
+def unseen_attacks(rows: dict[str, Any]) -> Any:
+    """Return log-odds of every fourth federation's attacks, each by trees that saw neither the federation nor that attack."""
+    odds = np.full(len(rows["bad"]), np.nan)
+    federation, attack = rows["of"][:, :2].T
+    for code in range(len(NAMES)):
+        mine = (federation % 4 == 0) & (attack == code)
+        if mine.any():
+            kin = KIN.get(NAMES[code], NAMES[code])
+            like = np.isin(attack, [other for other, name in enumerate(NAMES) if KIN.get(name, name) == kin])
+            odds[mine] = fitted(rows, (federation % 4 != 0) & ~like, 100).decision_function(rows["seen"][mine])
+    return odds
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--attacks", type=int, default=8, help="for each federation")
-    parser.add_argument("--cache", type=Path, default=Path("build/courses"))
+    parser.add_argument("what", choices=("gather", "unseen", "fit"))
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--attacks", type=int, default=7, help="for each federation")
+    parser.add_argument("--every", type=int, default=2, help="rounds, of those under attack")
+    parser.add_argument("--cache", type=Path, default=Path("build/pattern"))
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    rng, rows = np.random.default_rng(1), Rows()
-    for course, attack in federations(options.seeds, options.attacks, options.cache, rng):
-        gather(course, attack, rows, rng)
-    trees = HistGradientBoostingClassifier(
-        max_iter=200,
-        max_depth=5,
-        max_leaf_nodes=16,
-        min_samples_leaf=80,
-        l2_regularization=5.0,
-        max_features=0.5,
-        random_state=0,
-    )
-    fitted = trees.fit(np.array(rows.seen), np.array(rows.bad))
-    Trees.of(fitted).save(options.out)
-    print(f"{len(rows.seen):,} updates, {np.mean(rows.bad):.1%} bad: {len(fitted._predictors)} trees in {options.out}")
+    if options.what == "gather":
+        rows = gather(range(options.first, options.first + options.count), options.attacks, options.every)
+        options.cache.mkdir(parents=True, exist_ok=True)
+        np.savez(options.cache / f"rows-{options.first:04d}.npz", **rows.arrays())
+        return 0
+    rows = load(options.cache)
+    if options.what == "unseen":
+        told(rows, unseen_attacks(rows), pattern.Pattern().limit)
+        return 0
+    odds = unseen(rows)
+    limits = limits_of(rows, odds)
+    told(rows, odds, float(np.interp(np.log(pattern.RATE), np.log(RATES), limits)))
+    np.savez(options.cache / "odds.npz", odds=odds)
+    model = fitted(rows, np.ones(len(rows["bad"]), bool))
+    Trees.of(model).save(options.out, rates=np.array(RATES), limits=limits)
+    federations = len(np.unique(rows["of"][:, 0]))
+    print(f"{len(rows['bad']):,} updates of {federations} federations, {rows['bad'].mean():.1%} bad: {options.out}")
     return 0
 
 

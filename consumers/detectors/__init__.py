@@ -17,6 +17,7 @@ from refold.consumers.detectors.ranks import Ranks
 from refold.consumers.detectors.recent import Past, Recent
 from refold.consumers.detectors.reported import Reported
 from refold.consumers.detectors.root import Root
+from refold.consumers.detectors.said import Said
 from refold.consumers.detectors.signs import Signs
 from refold.consumers.detectors.twins import Twins
 
@@ -42,6 +43,7 @@ __all__ = [
     "Recent",
     "Reported",
     "Root",
+    "Said",
     "Scores",
     "Signs",
     "TensorNorm",

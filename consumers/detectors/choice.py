@@ -14,7 +14,7 @@ from refold.consumers.detectors.gan import Gan
 from refold.consumers.detectors.neighbours import LocalOutlier, Neighbours
 from refold.consumers.detectors.norm import Norm, TensorNorm
 from refold.consumers.detectors.one_class import OneClass
-from refold.consumers.detectors.pattern import Pattern
+from refold.consumers.detectors.pattern import RATE, Pattern
 from refold.consumers.detectors.prediction import Prediction
 from refold.consumers.detectors.quantile import Quantile
 from refold.consumers.detectors.ranks import Ranks
@@ -33,8 +33,13 @@ OWN: dict[str, Callable[[], Detector]] = {kind.name: kind for kind in _ALL}
 DEFAULT = ("norm", "tensor-norm", "quantile", "direction", "pattern")
 
 
-def chosen(names: Sequence[str]) -> list[Detector]:
+def chosen(names: Sequence[str], *, false_alarm_rate: float = RATE) -> list[Detector]:
     """Return new detectors of these names: Refold's own, else those that installed packages offer.
+
+    Parameters
+    ----------
+    false_alarm_rate
+        For those that are calibrated to one.
 
     Raises
     ------
@@ -52,5 +57,5 @@ def chosen(names: Sequence[str]) -> list[Detector]:
                 hint = f"one of {', '.join(OWN)}, or install a package that has it"
                 raise UsageError(f"there is no detector {name!r}", hint=hint)
             make = offered[0].load()
-        found.append(make())
+        found.append(Pattern(rate=false_alarm_rate) if make is Pattern else make())
     return found

@@ -69,11 +69,14 @@ class Scores:
         One a client; above it the client is found anomalous. A detector with a memory lowers it for a client with a bad habit.
     evidence
         One sentence a client.
+    supports
+        From a detector that knows what honest updates look like: one a client, above which it supports what another found.
     """
 
     values: Floats
     thresholds: Floats
     evidence: tuple[str, ...]
+    supports: Floats | None = None
 
 
 class Detector(Protocol):
@@ -87,6 +90,14 @@ class Detector(Protocol):
     def score(self, cohort: Cohort) -> Scores:
         """Judge a cohort of at least three updates. Values must be finite."""
         ...
+
+
+def median(values: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
+    """Return what `numpy.median` does, without the checks that take longer than the sorting of a few."""
+    ordered = np.sort(values, axis=axis)
+    count = values.shape[axis]
+    low, high = ordered.take((count - 1) // 2, axis=axis), ordered.take(count // 2, axis=axis)
+    return np.asarray((low + high) / 2)
 
 
 def robust_z(values: Floats, *, least_scale: float) -> Floats:

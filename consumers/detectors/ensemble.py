@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refold.consumers.detectors.asking import PATIENCE_S, Asking, sealed
-from refold.consumers.detectors.contract import Cohort, Detector
+from refold.consumers.detectors.contract import Cohort, Detector, Floats, Scores
 from refold.consumers.detectors.direction import Direction
 from refold.consumers.detectors.norm import Norm, TensorNorm
 from refold.consumers.detectors.pattern import Pattern
@@ -22,26 +22,28 @@ from refold.schemas.events import Score
 LEAST_COHORT = 3
 STEEPNESS, MOST_EXCESS = 12.0, 30.0
 
+BLATANT = 2.0
+"""So many times its threshold a value must be to count without support."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """The ensemble's judgement of one update: reasons, none where it is accepted, and every detector's score."""
+    """The ensemble's judgement of one update: reasons, none where it is accepted, and every detector's score.
+
+    Parameters
+    ----------
+    excess
+        By how much the worst value exceeds what refuses, as log-odds.
+    """
 
     reasons: tuple[str, ...]
     scores: tuple[Score, ...]
+    excess: float = -MOST_EXCESS
 
     @property
     def score(self) -> float:
-        """From 0 to 1, higher is worse, above 0.5 where a value exceeds its threshold: the logistic of the largest excess."""
-        excess = max((_excess(score) for score in self.scores), default=-MOST_EXCESS)
-        return 1 / (1 + math.exp(-min(max(excess, -MOST_EXCESS), MOST_EXCESS)))
-
-
-def _excess(score: Score) -> float:
-    """Return by how much a value exceeds its threshold, as log-odds."""
-    over = score.value - score.threshold
-    # Others are made as steep as log-odds are: what lies at two thirds of a threshold is hardly suspicious.
-    return over if score.detector == Pattern.name else STEEPNESS * over / max(score.threshold, 1e-9)
+        """From 0 to 1, higher is worse, above 0.5 where a value exceeds what refuses: the logistic of `excess`."""
+        return 1 / (1 + math.exp(-min(max(self.excess, -MOST_EXCESS), MOST_EXCESS)))
 
 
 class Ensemble:
@@ -85,23 +87,47 @@ class Ensemble:
 
     def judge(self, cohort: Cohort) -> list[Opinion]:
         """Return an opinion of each update; a cohort of fewer than three is accepted, there being nothing to compare with."""
-        scores: list[list[Score]] = [[] for _ in cohort.clients]
-        reasons: list[list[str]] = [[] for _ in cohort.clients]
-        excess = np.zeros(len(cohort))
         cohort = sealed(cohort)
-        for detector in self.detectors if len(cohort) >= LEAST_COHORT else ():
-            answer = self._asking.ask(detector, cohort)
-            if answer is None:
-                continue
-            for index, (value, threshold) in enumerate(zip(answer.values, answer.thresholds, strict=True)):
-                evidence = answer.evidence[index][:400]
-                scores[index].append(Score(detector.name, detector.version, float(value), float(threshold), evidence))
-                if value > threshold:
-                    reasons[index].append(detector.reason)
-                    excess[index] += value - threshold
-        for index in _too_many(excess):
-            reasons[index].clear()
-        return [Opinion(tuple(r), tuple(s)) for r, s in zip(reasons, scores, strict=True)]
+        asked = self.detectors if len(cohort) >= LEAST_COHORT else ()
+        answers = [(detector, answer) for detector in asked if (answer := self._asking.ask(detector, cohort)) is not None]
+        needs = _needs([answer for _, answer in answers], len(cohort))
+        worst = np.full(len(cohort), -MOST_EXCESS)
+        table = np.array([_excess(answer, needs) for _, answer in answers]).reshape(-1, len(cohort))
+        found = table > 0
+        worst = np.maximum(worst, table.max(axis=0, initial=-MOST_EXCESS))
+        for index in _too_many(np.where(found, table, 0.0).sum(axis=0)):
+            found[:, index] = False
+        return [
+            Opinion(
+                tuple(detector.reason for (detector, _), is_found in zip(answers, found[:, index], strict=True) if is_found),
+                tuple(_score_of(detector, answer, index) for detector, answer in answers),
+                float(worst[index]),
+            )
+            for index in range(len(cohort))
+        ]
+
+
+def _score_of(detector: Detector, answer: Scores, index: int) -> Score:
+    value, threshold = float(answer.values[index]), float(answer.thresholds[index])
+    return Score(detector.name, detector.version, value, threshold, answer.evidence[index][:400])
+
+
+def _needs(answers: Sequence[Scores], count: int) -> Floats:
+    """Return for each client how many times a threshold a value must be: once, if it is supported or nobody can support it."""
+    witnesses = [answer.values > answer.supports for answer in answers if answer.supports is not None]
+    if not witnesses:
+        return np.ones(count)
+    return np.where(np.any(witnesses, axis=0), 1.0, BLATANT)
+
+
+def _excess(answer: Scores, needs: Floats) -> Floats:
+    """Return by how much each value exceeds what refuses, as log-odds."""
+    if answer.supports is not None:
+        return np.asarray(answer.values - answer.thresholds)
+    # A client's threshold may be lower than the others' for its past; what is blatant is the same for all.
+    limits = np.where(needs > 1, needs * answer.thresholds.max(initial=0.0), answer.thresholds)
+    # Others are made as steep as log-odds are: what lies at two thirds of a threshold is hardly suspicious.
+    return np.asarray(STEEPNESS * (answer.values - limits) / np.maximum(np.abs(limits), 1e-9))
 
 
 def _too_many(excess: np.typing.NDArray[np.float64]) -> list[int]:

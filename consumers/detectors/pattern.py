@@ -6,14 +6,17 @@ miss, is in docs/DETECTION.md; `pattern.npz` holds the trees, so that judging ne
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats, Scores
+from refold.consumers.detectors.lately import NAMES as LATE
+from refold.consumers.detectors.lately import Look, lately
 from refold.consumers.detectors.quantile import SPARSE
-from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
+from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, groups, table
 from refold.consumers.detectors.trees import Trees
 from refold.consumers.features import ZEROS
 
@@ -22,43 +25,59 @@ LEAST_PARAMETERS = 100
 """Cosines and shares of fewer vary by chance more than the trees know: of pure noise in 10 dimensions they refuse 6 %."""
 
 FEW = 12
-SLEEPER = 1.5
-"""By so much a round must stand out more where its client's past does not count."""
+"""The trees were shown no smaller cohorts; where there are fewer, more is asked of them."""
 
 DECAY = 0.75
 ROUNDS = 8
 """A client's traits of now are seen beside their mean over so many of its updates, each older one counting for less."""
 
+MOST_SIZE = 12.0
+"""Logarithm of the number of parameters beyond which the trees make no difference."""
+
+RATE, LEAST_RATE, MOST_RATE = 0.003, 0.0001, 0.05
+"""The share of honest updates that may be refused, unless told otherwise, and its bounds."""
+
 
 class Pattern:
     """Log-odds that an update is an attack, from its traits and those of the client's last rounds.
 
-    The threshold follows the federation: `times` the distance between the tenth and the thirtieth percentile of what was said
-    of everyone lately above the latter, between `least` and `most`. Both lie among the honest as long as a majority is. Where
-    honest clients are more unlike than the trees were shown, it rises until they are silent, rather than blame anyone.
+    The threshold is what nine in ten federations of other data, seen by trees that did not learn from them, exceed with at most
+    `rate` of their honest updates. What exceeds the limit of `MOST_RATE` supports what other detectors find.
     """
 
-    name, version, reason = "pattern", 2, "pattern"
+    name, version, reason = "pattern", 3, "pattern"
 
-    def __init__(self, *, times: float = 7.0, least: float = 3.0, most: float = 8.0) -> None:
-        self._times, self._least, self._most = times, least, most
+    def __init__(self, *, rate: float = RATE) -> None:
+        self._rate = rate
+
+    @property
+    def limit(self) -> float:
+        """The log-odds that refuse, in a cohort that is not small."""
+        return _fitted().limit(self._rate)
 
     def score(self, cohort: Cohort) -> Scores:
         """Return the log-odds; nothing of a cohort below eight, of models too small, or of sparse updates."""
         if not _is_comparable(cohort):
             silent = np.zeros(len(cohort))
-            return Scores(silent, silent + self._most, ("too few updates or changes to compare",) * len(cohort))
-        now = table(cohort)
-        with_their_past, alone = (_single(rows) for rows in (with_past(cohort, now), without_past(now)))
-        # Who was honest for long and then is not would be carried by his past.
-        values = np.maximum(_trees().log_odds(with_their_past), _trees().log_odds(alone) - SLEEPER)
-        values = np.clip(values, -MOST, MOST)
-        lately = [value for past in cohort.history.values() for value in tuple(past.get(self.name, ()))[1 - ROUNDS :]]
-        low, middle = np.quantile([*values, *lately], [0.1, 0.3])
-        threshold = np.clip(middle + self._times * (middle - low), self._least, self._most)
-        # Among few, what honest clients look like spreads wider than where the trees learned.
-        threshold += max(0, FEW - len(cohort)) / 2
-        return Scores(values, np.full(len(cohort), threshold), _evidence(now, values))
+            return Scores(silent, silent + MOST, ("too few updates or changes to compare",) * len(cohort))
+        rows = rows_of(cohort)
+        fitted = _fitted()
+        values = np.clip(fitted.trees.log_odds(rows.astype(np.float64)), -MOST, MOST)
+        more = max(0, FEW - len(cohort)) / 2
+        limits, supports = (np.full(len(cohort), fitted.limit(rate) + more) for rate in (self._rate, MOST_RATE))
+        return Scores(values, limits, _evidence(rows[:, : len(NAMES)].astype(np.float64), values), supports)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """What `tools/fit_pattern.py` made: trees, and the log-odds that so large a share of honest updates exceeds."""
+
+    trees: Trees
+    rates: Floats
+    limits: Floats
+
+    def limit(self, rate: float) -> float:
+        return float(np.interp(np.log(rate), np.log(self.rates), self.limits))
 
 
 def _is_comparable(cohort: Cohort) -> bool:
@@ -69,25 +88,32 @@ def _is_comparable(cohort: Cohort) -> bool:
     return bool(unchanged <= SPARSE)
 
 
-def with_past(cohort: Cohort, now: Floats) -> Floats:
-    """Return the traits of now, their means with those of each client's last updates, and how many those are, side by side."""
-    means, counts = [], []
-    for client, row in zip(cohort.clients, now, strict=True):
-        rows = [row, *(cohort.recent.rows_of(client, ROUNDS - 1) if cohort.recent else [])]
-        weights = DECAY ** np.arange(len(rows))
-        means.append(weights @ np.array(rows) / weights.sum())
-        counts.append(len(rows))
-    return np.column_stack([now, np.array(means), counts])
+def rows_of(cohort: Cohort) -> Floats:
+    """Return what the trees see of each update: `COLUMNS`, as float32 that they were fitted on."""
+    now = table(cohort)
+    means = _means(cohort, now)
+    late = np.zeros((len(cohort), len(LATE)))
+    look = Look.of(cohort.clients, cohort.features)
+    before = cohort.recent.looks() if cohort.recent else []
+    for members in groups(cohort):
+        names = [cohort.clients[index] for index in members]
+        late[members] = lately(names, look.among(names, members), before)
+    size = np.full(len(cohort), min(np.log(cohort.features[0].count), MOST_SIZE))
+    return np.column_stack([now, means, late, size]).astype(np.float32)
 
 
-def without_past(now: Floats) -> Floats:
-    """Return the same of clients that are seen for the first time."""
-    return np.column_stack([now, now, np.ones(len(now))])
-
-
-def _single(rows: Floats) -> Floats:
-    """Return float64 that went through float32, as the rows did that the trees were fitted on."""
-    return np.asarray(rows, np.float32).astype(np.float64)
+def _means(cohort: Cohort, now: Floats) -> Floats:
+    """Return the means of each client's traits of now and of its last rounds, each older one counting for less."""
+    sums, weights, counts = now.copy(), np.ones(len(now)), np.ones(len(now))
+    for place, rows in cohort.recent.tables() if cohort.recent else ():
+        at = np.array([place.get(client, -1) for client in cohort.clients])
+        here = np.flatnonzero((at >= 0) & (counts < ROUNDS))
+        if len(here):
+            weight = DECAY ** counts[here]
+            sums[here] += weight[:, None] * rows[at[here]]
+            weights[here] += weight
+            counts[here] += 1
+    return np.asarray(sums / weights[:, None])
 
 
 def _evidence(rows: Floats, values: Floats) -> tuple[str, ...]:
@@ -104,5 +130,7 @@ def _evidence(rows: Floats, values: Floats) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _trees() -> Trees:
-    return Trees.load(Path(__file__).with_name("pattern.npz"))
+def _fitted() -> _Fitted:
+    path = Path(__file__).with_name("pattern.npz")
+    with np.load(path, allow_pickle=False) as file:
+        return _Fitted(Trees.load(path), file["rates"].astype(np.float64), file["limits"].astype(np.float64))

@@ -10,10 +10,14 @@ from itertools import islice
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats
+from refold.consumers.detectors.lately import Look
 from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
 from refold.consumers.features import Features
 
-ROUNDS = 12
+ROUNDS = 24
+LEARNED = 12
+"""Who learns from what was accepted learns from the last rounds of these."""
+
 LATELY, FADING = 4, 0.5
 """A client's last updates are seen together: so many, each older one counting for this much of the next."""
 
@@ -27,11 +31,12 @@ class _Round:
 
     accepted: dict[str, bool] = field(default_factory=dict)
     features: dict[str, Features | bytes] = field(default_factory=dict)
-    _traits: dict[str, Floats] | None = None
+    _table: tuple[dict[str, int], Floats] | None = None
+    _look: Look | None = None
 
     def take(self, client: str, features: Features | bytes, *, accepted: bool) -> None:
         self.accepted[client], self.features[client] = accepted, features
-        self._traits = None
+        self._table = self._look = None
 
     def features_of(self, client: str) -> Features:
         found = self.features[client]
@@ -41,16 +46,27 @@ class _Round:
 
     def traits(self) -> dict[str, Floats]:
         """Return the clients' traits, read-only; nothing of a round that is too small for any."""
-        if self._traits is None:
+        place, rows = self.table()
+        return {client: rows[at] for client, at in place.items()}
+
+    def table(self) -> tuple[dict[str, int], Floats]:
+        """Return the same as rows, and whose is which."""
+        if self._table is None:
             # By name, so that whoever folds the same verdicts in whatever order adds the same numbers up.
             clients = sorted(self.features)
-            enough = len(clients) >= LEAST_COHORT
-            rows = (
-                table(Cohort(0, tuple(clients), tuple(map(self.features_of, clients)))) if enough else np.zeros((0, len(NAMES)))
-            )
-            rows.flags.writeable = False
-            self._traits = dict(zip(clients, rows, strict=False))
-        return self._traits
+            if len(clients) >= LEAST_COHORT:
+                rows = table(Cohort(0, tuple(clients), tuple(map(self.features_of, clients))))
+                self._table = {client: at for at, client in enumerate(clients)}, rows
+            else:
+                self._table = {}, np.zeros((0, len(NAMES)))
+        return self._table
+
+    def look(self) -> Look | None:
+        """Return the round as later ones look back at it; None of one that is too small."""
+        if self._look is None and len(self.features) >= LEAST_COHORT:
+            clients = sorted(self.features)
+            self._look = Look.of(clients, [self.features_of(client) for client in clients])
+        return self._look
 
 
 @dataclass(slots=True)
@@ -89,16 +105,24 @@ class Past:
         """Return the traits of accepted updates, each with its client's last before it: (updates, traits), newest first."""
         rows = [
             lately(self.rows_of(client, LATELY, first=at))
-            for at, found in enumerate(self._rounds)
+            for at, found in enumerate(self._rounds[:LEARNED])
             for client in found.traits()
             if found.accepted[client]
         ]
         return np.array(rows) if rows else np.zeros((0, len(NAMES)))
 
+    def tables(self) -> list[tuple[dict[str, int], Floats]]:
+        """Return each round's rows of traits, and whose is which, newest round first."""
+        return [found.table() for found in self._rounds]
+
     def rows_of(self, client: str, most: int, *, first: int = 0) -> list[Floats]:
         """Return the traits of a client's last updates, newest first, whatever their verdicts; without the `first` rounds."""
         rows = (found.traits().get(client) for found in self._rounds[first:])
         return list(islice((row for row in rows if row is not None), most))
+
+    def looks(self) -> list[Look]:
+        """Return the rounds to look back at, newest first."""
+        return [look for found in self._rounds if (look := found.look()) is not None]
 
     def last(self, client: str) -> Features | None:
         """Return a client's last update, whatever its verdict."""

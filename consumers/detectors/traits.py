@@ -6,10 +6,13 @@ the same at the first round and at the last, for a network of a thousand paramet
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+
 import blake3
 import numpy as np
 
-from refold.consumers.detectors.contract import TINY, Cohort, Floats
+from refold.consumers.detectors.contract import TINY, Cohort, Floats, median
 from refold.consumers.features import LEAST, MOST, POSITIVES, SQUARES, SUM, ZEROS
 
 LEAST_COHORT = 8
@@ -55,20 +58,55 @@ NAMES = (
 )
 
 
+_KEPT = 4
+"""So many tables are kept by the bytes that they follow from: a round is judged, and then looked back at."""
+
+
 def table(cohort: Cohort) -> Floats:
-    """Return the traits of a cohort: (clients, `NAMES`). Of a large one each group's, so that the cost grows as the clients do.
+    """Return the traits of a cohort, read-only: (clients, `NAMES`); a large one's by groups, so that the cost grows as it."""
+    order = sorted(range(len(cohort)), key=cohort.clients.__getitem__)
+    digest = blake3.blake3(str(len(cohort)).encode())
+    for index in order:
+        features = cohort.features[index]
+        digest.update(blake3.blake3(cohort.clients[index].encode()).digest())
+        for array in (features.facts, features.histogram, features.sketch, features.subset):
+            digest.update(array.tobytes())
+    key = digest.digest()
+    with _lock:
+        rows = _kept.pop(key, None)
+        if rows is None:
+            names = tuple(cohort.clients[index] for index in order)
+            rows = _of_groups(Cohort(0, names, tuple(cohort.features[index] for index in order)))
+        _kept[key] = rows
+        while len(_kept) > _KEPT:
+            _kept.popitem(last=False)
+    found = np.empty_like(rows)
+    found[order] = rows
+    found.flags.writeable = False
+    return found
+
+
+_lock = threading.Lock()
+_kept: OrderedDict[bytes, Floats] = OrderedDict()
+
+
+def groups(cohort: Cohort) -> list[list[int]]:
+    """Return who is looked at together: all, or of a large cohort groups of much the same size.
 
     Who is in whose group follows from the secret sketches: nobody can see to it that his like are together.
     """
     if len(cohort) <= MOST_COHORT:
-        return _table(cohort)
+        return [list(range(len(cohort)))]
     keys = [
         blake3.blake3(c.encode() + f.sketch.tobytes()).digest() for c, f in zip(cohort.clients, cohort.features, strict=True)
     ]
     order = sorted(range(len(cohort)), key=keys.__getitem__)
+    return [sorted(group.tolist()) for group in np.array_split(np.array(order), -(-len(cohort) // MOST_COHORT))]
+
+
+def _of_groups(cohort: Cohort) -> Floats:
     rows = np.zeros((len(cohort), len(NAMES)))
-    for group in np.array_split(np.array(order), -(-len(cohort) // MOST_COHORT)):
-        members = sorted(group.tolist())
+    for members in groups(cohort):
         few = Cohort(0, tuple(cohort.clients[i] for i in members), tuple(cohort.features[i] for i in members))
         rows[members] = _table(few)
     return rows
@@ -94,12 +132,12 @@ def _table(cohort: Cohort) -> Floats:
 
 
 def _centred(values: Floats) -> Floats:
-    return np.asarray(values - np.median(values, axis=0))
+    return np.asarray(values - median(values, axis=0))
 
 
 def _scale(values: Floats, least: float) -> Floats:
     """Return 1.4826 · MAD by column, not below `least`."""
-    return np.maximum(1.4826 * np.median(np.abs(values - np.median(values, axis=0)), axis=0), least)
+    return np.maximum(1.4826 * median(np.abs(values - median(values, axis=0)), axis=0), least)
 
 
 def _parts(facts: Floats, norms: Floats) -> list[Floats]:
@@ -112,7 +150,7 @@ def _parts(facts: Floats, norms: Floats) -> list[Floats]:
 def _directions(units: Floats) -> list[Floats]:
     """Return cosines to the median of all, to each other, and to the nearest."""
     count = len(units)
-    centre = np.median(units, axis=0)
+    centre = median(units, axis=0)
     to_centre = units @ centre / (np.linalg.norm(centre) + TINY)
     pairs = units @ units.T
     np.fill_diagonal(pairs, 0.0)
@@ -137,14 +175,14 @@ def _signs(facts: Floats) -> list[Floats]:
     """Return how the signs are shared out, and how lopsided each tensor is. Source: Xu et al., SignGuard, 2022."""
     positives = facts[:, :, POSITIVES]
     all_positive = positives.sum(axis=1)
-    total = np.median(all_positive)
+    total = median(all_positive)
     share = _centred(all_positive / max(float(total), 1.0))
-    parts = np.log1p(positives) - np.log1p(np.median(positives, axis=0))
+    parts = np.log1p(positives) - np.log1p(median(positives, axis=0))
     reach = facts[:, :, MOST] - facts[:, :, LEAST]
     lopsided = (facts[:, :, MOST] + facts[:, :, LEAST]) / (reach + TINY)
     leaning = facts[:, :, SUM] / (np.sqrt(facts[:, :, SQUARES]) + TINY) / np.sqrt(np.maximum(positives.max(axis=0), 1))
     both = np.concatenate([lopsided, leaning], axis=1)
-    usual = np.median(both, axis=0)
+    usual = median(both, axis=0)
     agrees = both @ usual / (np.linalg.norm(both, axis=1) * np.linalg.norm(usual) + TINY)
     apart = np.abs((both - usual) / _scale(both, 0.1)).mean(axis=1)
     return [share, np.abs(share), np.abs(parts).mean(axis=1), agrees, apart]
@@ -152,20 +190,19 @@ def _signs(facts: Floats) -> list[Floats]:
 
 def _shape(cohort: Cohort, norms: Floats, facts: Floats) -> list[Floats]:
     """Return how the magnitudes of what changed are spread: tails and the largest against the norm."""
-    rows = []
-    for features, norm, fact in zip(cohort.features, norms, facts, strict=True):
-        counts = features.histogram.astype(np.float64)
-        counts[0] = max(counts[0] - fact[:, ZEROS].sum(), 0)
-        cumulative = np.cumsum(counts)
-        levels = []
-        for level in (0.5, 0.75, 0.99):
-            wanted = level * max(cumulative[-1], 1)
-            at = min(int(np.searchsorted(cumulative, wanted)), len(counts) - 1)
-            below = cumulative[at - 1] if at else 0.0
-            levels.append(at + (wanted - below) / max(counts[at], 1))
-        peak = np.log2(max(fact[:, MOST].max(), -fact[:, LEAST].min()) / (norm + TINY) + TINY)
-        rows.append((levels[2] - levels[0], levels[1] - levels[0], peak))
-    return list(_centred(np.array(rows)).T)
+    counts = np.array([features.histogram for features in cohort.features], dtype=np.float64)
+    counts[:, 0] = np.maximum(counts[:, 0] - facts[:, :, ZEROS].sum(axis=1), 0)
+    cumulative = np.cumsum(counts, axis=1)
+    each = np.arange(len(counts))
+    levels = []
+    for level in (0.5, 0.75, 0.99):
+        wanted = level * np.maximum(cumulative[:, -1], 1)
+        at = np.minimum((cumulative < wanted[:, None]).sum(axis=1), counts.shape[1] - 1)
+        below = np.where(at > 0, cumulative[each, at - 1], 0.0)
+        levels.append(at + (wanted - below) / np.maximum(counts[each, at], 1))
+    largest = np.maximum(facts[:, :, MOST].max(axis=1), -facts[:, :, LEAST].min(axis=1))
+    peak = np.log2(largest / (norms + TINY) + TINY)
+    return list(_centred(np.column_stack([levels[2] - levels[0], levels[1] - levels[0], peak])).T)
 
 
 def _ranks(subset: Floats) -> list[Floats]:
@@ -176,7 +213,7 @@ def _ranks(subset: Floats) -> list[Floats]:
     count = len(moved)
     ranks = moved.argsort(axis=0, kind="stable").argsort(axis=0) / (count - 1) - 0.5
     far = np.abs(ranks)
-    values = np.minimum(np.abs(moved - np.median(moved, axis=0)) / (_scale(moved, 0.0) + TINY), 20)
+    values = np.minimum(np.abs(moved - median(moved, axis=0)) / (_scale(moved, 0.0) + TINY), 20)
     mean = ranks.mean(axis=1) * np.sqrt(moved.shape[1])
     return [
         _centred(mean),
@@ -204,7 +241,7 @@ def _distances(units: Floats, length: Floats) -> list[Floats]:
     middle = pairs - pairs.mean(axis=0) - pairs.mean(axis=1)[:, None] + pairs.mean()
     strengths, vectors = np.linalg.eigh(middle)
     top = vectors[:, -1] * np.sqrt(max(strengths[-1], 0))
-    top = top * np.where(np.median(top) > 0, -1, 1)
+    top = top * np.where(median(top) > 0, -1, 1)
     return [_centred(np.log(krum + 1e-6)), np.abs(_centred(top)), _centred(top)]
 
 
@@ -213,7 +250,7 @@ def _context(units: Floats, length: Floats) -> list[Floats]:
     count = len(units)
     pairs = (units @ units.T)[np.triu_indices(count, 1)]
     return [
-        np.full(count, np.median(pairs)),
+        np.full(count, median(pairs)),
         np.full(count, float(_scale(length, 0.0))),
         np.full(count, np.log(count)),
     ]

@@ -63,10 +63,11 @@ class Trees:
         depth = max(int(nodes["depth"].max()) for nodes in trees)
         return cls(**found, start=float(np.ravel(fitted._baseline_prediction)[0]), depth=depth)
 
-    def save(self, path: Path) -> None:
-        """Write the trees, small."""
+    def save(self, path: Path, **more: Any) -> None:
+        """Write the trees, small, and other arrays beside them."""
         np.savez_compressed(
             path,
+            **more,
             feature=self.feature.astype(np.uint8),
             left=self.left.astype(np.uint8),
             right=self.right.astype(np.uint8),
