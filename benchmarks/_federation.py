@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ Weights = list[Floats]
 EPOCHS, BATCH, LONGEST_GRADIENT = 5, 16, 5.0
 RATE, DECAY = {"digits": 0.5, "cancer": 0.1, "made": 0.1, "two": 0.1, "wine": 0.1}, 0.9
 """How fast each is learned; of drawn data it is drawn too."""
-LEAST_EXAMPLES = 12
+LEAST_EXAMPLES, MOST_TRIES = 12, 200
 ROOT = 60
 """Examples of the server's own, for what needs root data."""
 FILTERS, SIDE = 8, 6
@@ -166,7 +167,7 @@ class Hands:
     def _deal(self, setting: Setting, rng: np.random.Generator) -> list[Labels]:
         labels = self.train[1]
         least = min(LEAST_EXAMPLES, len(labels) // (4 * setting.clients))
-        while True:
+        for tries in count_from(1):
             owners = np.empty(len(labels), np.int64)
             for label in range(self.classes):
                 where = np.flatnonzero(labels == label)
@@ -175,7 +176,7 @@ class Hands:
                 owners[where] = rng.choice(n, size=len(where), p=shares)
             counts = np.bincount(owners, minlength=setting.clients)
             short = np.flatnonzero(counts < least)
-            if (setting.alpha is not None and setting.alpha < 0.2) or setting.clients >= 50:
+            if (setting.alpha is not None and setting.alpha < 0.2) or setting.clients >= 50 or tries > MOST_TRIES:
                 # So unlike hands are rarely all large enough: those too short take from the largest.
                 for client in short:
                     giver = int(np.bincount(owners, minlength=setting.clients).argmax())
@@ -183,6 +184,7 @@ class Hands:
                 short = short[:0]
             if not len(short):
                 return [np.flatnonzero(owners == client) for client in range(setting.clients)]
+        raise AssertionError
 
 
 class Trainer:

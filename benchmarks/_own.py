@@ -23,6 +23,8 @@ class Own:
         names = [f"client-{client:03d}" for client in given.clients]
         cohort = refold.Cohort(given.round, names, self._deltas(given), given.examples.tolist())
         verdicts = self._detection.judge(cohort)
+        if faults := self._detection.faults:
+            raise RuntimeError(f"a detector was left out: {faults}")
         return np.array([not v.accepted for v in verdicts]), np.array([v.score for v in verdicts])
 
     def _deltas(self, given: Round) -> Any:

@@ -58,13 +58,16 @@ def grid(options: argparse.Namespace) -> Grid:
     )
     fractions = (0.0, 0.2) if options.quick else tuple(float(word) for word in options.bad.split(","))
     rounds = 8 if options.quick else 20
+    crowds = CROWDS[:1] if options.quick else CROWDS
+    if options.crowds:
+        crowds = tuple(crowd for crowd in CROWDS if str(crowd[0]) in options.crowds.split(","))
     if options.kinds:
-        kinds = [tuple(word.split("-")) for word in options.kinds.split(",")]
+        kinds = [tuple(word.rsplit("-", 1)) for word in options.kinds.split(",")]
     settings = tuple(
         Setting(data, model, clients, share, alpha, bad, seed, rounds)
         for seed in seeds_of(options)
         for data, model in (kinds[:1] if options.quick else kinds)
-        for clients, share in (CROWDS[:1] if options.quick else CROWDS)
+        for clients, share in crowds
         for alpha in ALPHAS
         for bad in fractions
     )
@@ -118,14 +121,16 @@ def auc(bad: Any, good: Any) -> float:
     return float((below + upto).mean() / (2 * len(good)))
 
 
-def rounds_of(course: Course, attack: str) -> Iterator[Round]:
-    """Yield what the server has in hand, round by round."""
+def rounds_of(course: Course, attack: str, *, masked: bool = False) -> Iterator[Round]:
+    """Yield what the server has in hand, round by round; masked, without the parameters that no honest client ever changes."""
+    dead = (course.honest == 0).all(axis=(0, 1)) if masked else np.zeros(course.honest.shape[2], bool)
     for at in range(course.setting.rounds):
         who = course.taking[at]
         bad = course.bad[who]
         deltas = course.honest[at].copy()
         if attack and bad.any():
             deltas[bad] = ATTACKS[attack](scene_of(course, at, course.setting.seed))
+        deltas[:, dead] = 0
         yield Round(
             at + 1,
             who,
@@ -139,11 +144,11 @@ def rounds_of(course: Course, attack: str) -> Iterator[Round]:
         )
 
 
-def run(course: Course, attack: str, judge: Judge, results: Results) -> None:
+def run(course: Course, attack: str, judge: Judge, results: Results, *, masked: bool = False) -> None:
     """Judge one federation from its first round to its last."""
     found: dict[int, int] = {}
     last, held = {}, defaultdict(int)
-    for given in rounds_of(course, attack):
+    for given in rounds_of(course, attack, masked=masked):
         refused, scores = judge.judge(given)
         if attack == "stale" and given.round < FIRST_STALE:
             continue
@@ -163,7 +168,7 @@ def run(course: Course, attack: str, judge: Judge, results: Results) -> None:
         results.rounds_to_find += [found.get(c, never) for c in np.flatnonzero(course.bad).tolist() if c in last]
 
 
-def measure(work: Grid, judges: Iterable[str], cache: Path) -> dict[tuple[str, str, str], Results]:
+def measure(work: Grid, judges: Iterable[str], cache: Path, *, masked: bool = False) -> dict[tuple[str, str, str], Results]:
     """Return results by judge, cell and attack ("" for none)."""
     results: dict[tuple[str, str, str], Results] = defaultdict(Results)
     for setting in work.settings:
@@ -171,7 +176,7 @@ def measure(work: Grid, judges: Iterable[str], cache: Path) -> dict[tuple[str, s
         cell = replace(setting, bad=0.0).name.removesuffix("-bad0")
         for attack in work.attacks if setting.bad else ("",):
             for name in judges:
-                run(course, attack, JUDGES[name](), results[name, cell, attack])
+                run(course, attack, JUDGES[name](), results[name, cell, attack], masked=masked)
     return results
 
 
@@ -238,6 +243,8 @@ def main() -> int:
     parser.add_argument("--judges", default="", help=f"of {', '.join(JUDGES)}")
     parser.add_argument("--kinds", default="", help="data and models, such as digits-mlp,cancer-mlp")
     parser.add_argument("--attacks", default="", help=f"of {', '.join(ATTACKS)}")
+    parser.add_argument("--crowds", default="", help="20, 50 or both; only 20 with --quick")
+    parser.add_argument("--masked", action="store_true", help="without the parameters that no honest client changes")
     parser.add_argument("--cache", type=Path, default=Path("build/courses"))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -248,7 +255,7 @@ def main() -> int:
         for row in rows if not options.json else ():
             print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
     else:
-        rows = summary(measure(grid(options), judges, options.cache), judges)
+        rows = summary(measure(grid(options), judges, options.cache, masked=options.masked), judges)
         if not options.json:
             show(rows)
     if options.json:

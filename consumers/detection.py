@@ -28,6 +28,8 @@ from refold.consumers.alerts import Alerts
 from refold.consumers.bounding import bounds_of
 from refold.consumers.commands import CommandReader
 from refold.consumers.detectors import Cohort, Ensemble, Opinion
+from refold.consumers.detectors.choice import DEFAULT, FALSE_ALARM_PPM, chosen
+from refold.consumers.detectors.pattern import RATE
 from refold.consumers.evidence import ChunksGone, Evidence
 from refold.consumers.healing import healed
 from refold.consumers.hearing import Hearing
@@ -47,7 +49,7 @@ from refold.consumers.verdicts import Ruling, events_of, fitting
 from refold.consumers.view import LogView
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
-from refold.schemas.events import DeltasPruned, RoundClosed
+from refold.schemas.events import DeltasPruned, Defence, RoundClosed
 from refold.schemas.updates import ANSWERS, EVALUATE, TRAIN, Heartbeat
 
 MOST_REFUSED = 4096
@@ -85,9 +87,9 @@ class Detection:
         self._inspector = inspector
         self._clock = clock
         self._member = member
-        self._ensemble = ensemble or Ensemble()
         self._view = LogView(bus, topics, on_key=destroyer(inspector.keys))
         self._view.read_to_end()
+        self._ensemble = ensemble or _ensemble_of(self._view.roster.genesis.defence)
         self._active: _Active | None = None
         self._consumer = bus.consumer(group=f"{topics.federation}.detection", instance=member)
         self._consumer.subscribe([topics.checked], on_assigned=self._take_over, on_revoked=self._stand_by)
@@ -393,6 +395,11 @@ class _Active:
             self._writer,
             self._alerts,
         )
+
+
+def _ensemble_of(defence: Defence) -> Ensemble:
+    ppm = int(dict(defence.settings).get(FALSE_ALARM_PPM, round(RATE * 1_000_000)))
+    return Ensemble(chosen(DEFAULT, false_alarm_rate=ppm / 1_000_000))
 
 
 def _health_from_now(bus: Bus, topics: Topics) -> Consumer:

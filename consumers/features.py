@@ -45,6 +45,17 @@ class PackedFeatures:
     subset: Annotated[bytes, Within(0, SUBSET * 4)]
 
 
+def quantiles(histograms: npt.NDArray[np.int64], q: float) -> Floats:
+    """Return for each histogram log2 of the magnitude below which a share `q` of the parameters lies, as `Features.quantile`."""
+    cumulative = np.cumsum(histograms, axis=1)
+    wanted = q * np.maximum(cumulative[:, -1], 1)
+    index = np.minimum((cumulative < wanted[:, None]).sum(axis=1), BINS - 1)
+    each = np.arange(len(histograms))
+    below = np.where(index > 0, cumulative[each, index - 1], 0)
+    inside = (wanted - below) / np.maximum(histograms[each, index], 1)
+    return np.asarray(LOWEST_BIN + index + np.clip(inside, 0.0, 1.0), np.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """Features of one delta.
@@ -220,7 +231,10 @@ class FeatureSum:
         """Return the features of what was added."""
         facts = np.where(np.isfinite(self._facts), self._facts, 0.0)
         sketch = np.clip(self._sketch, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
-        return Features(self._extractor.count, facts, self._histogram, sketch, self._subset)
+        found = Features(self._extractor.count, facts, self._histogram.copy(), sketch, self._subset.copy())
+        for array in (found.facts, found.histogram, found.sketch, found.subset):
+            array.flags.writeable = False
+        return found
 
     @property
     def is_finite(self) -> bool:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from refold.consumers.detectors import Cohort as FeatureCohort
 from refold.consumers.detectors import Ensemble, Recent, Said
-from refold.consumers.detectors.choice import DEFAULT, chosen
-from refold.consumers.detectors.pattern import LEAST_RATE, MOST_RATE, RATE
+from refold.consumers.detectors.choice import DEFAULT, chosen, require_rate
+from refold.consumers.detectors.pattern import RATE
 from refold.consumers.features import FeatureExtractor, Features
 from refold.schemas.errors import UsageError
 from refold.schemas.layout import Block, Layout
@@ -52,8 +52,7 @@ class DetectionConfig:
     def __post_init__(self) -> None:
         if self.max_staleness < 0 or len(self.secret) != 32:
             raise UsageError("max_staleness is below 0, or secret is not 32 bytes")
-        if not LEAST_RATE <= self.false_alarm_rate <= MOST_RATE:
-            raise UsageError(f"false_alarm_rate is {self.false_alarm_rate}", hint=f"from {LEAST_RATE} to {MOST_RATE}")
+        require_rate(self.false_alarm_rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +134,11 @@ class Detection:
     def __post_init__(self) -> None:
         config = self.config or DetectionConfig()
         self._ensemble = Ensemble(chosen(config.detectors, false_alarm_rate=config.false_alarm_rate))
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """What each detector that was ever left out of a judgement did the last time; empty where all do their work."""
+        return dict(self._ensemble.last_fault)
 
     def judge(self, cohort: Cohort) -> list[Verdict]:
         """Return a verdict of each update, in the cohort's order.

@@ -15,6 +15,8 @@ from refold.bus.ledger import LedgerReader, LedgerWriter
 from refold.bus.payloads import send_payload
 from refold.bus.security import KafkaSecurity
 from refold.bus.topics import Topics
+from refold.consumers.detectors.choice import FALSE_ALARM_PPM, require_rate
+from refold.consumers.detectors.pattern import RATE
 from refold.consumers.limits import limit_settings
 from refold.consumers.planning import plan_round
 from refold.consumers.selection import SELECTIONS
@@ -53,6 +55,7 @@ def create(
     selection: str = "",
     aggregation: str = MEAN,
     bad_share: float = 0.2,
+    false_alarm_rate: float = RATE,
     partitions: int = 4,
     keys: str | Path | None = None,
     rules: Mapping[str, str] | None = None,
@@ -80,12 +83,14 @@ def create(
     defence
         ``all``; ``consistency`` without anomaly detection; ``none`` for comparisons: integrity checks alone.
     selection
-        Which accepted updates count and for how much: "" all by their examples; ``norm-bound``, ``krum``, ``multi-krum`` or
-        ``bulyan``.
+        Which accepted updates count and for how much: "" all by their examples; ``norm-bound``, ``doubt``, ``krum``,
+        ``multi-krum`` or ``bulyan``.
     aggregation
         How they are combined: ``weighted_mean``, ``median`` or ``trimmed_mean``; the last two take all that count alike.
     bad_share
         Share of the updates that rules of selection and trimming allow for, 0 to below 0.5.
+    false_alarm_rate
+        Share of honest updates that detection may refuse where nobody attacks; see `refold.DetectionConfig`.
     partitions
         Of the topics that are spread over clients.
     rules
@@ -118,7 +123,7 @@ def create(
         (plan or Plan()).policy(),
         optimizer or FedAvg(),
         snapshots if isinstance(snapshots, SnapshotPolicy) else SnapshotPolicy(10, 3),
-        _defence(defence, selection, aggregation, bad_share),
+        _defence(defence, selection, aggregation, bad_share, false_alarm_rate),
         Identity(not insecure, limit_settings(limits or {})),
     )
     state = initial_state(initial, rules)
@@ -177,7 +182,7 @@ def _place(url: str, bus: Bus, keys: str | Path | None) -> Federation:
     return federation
 
 
-def _defence(mode: str, selection: str, aggregation: str, bad_share: float) -> Defence:
+def _defence(mode: str, selection: str, aggregation: str, bad_share: float, false_alarm_rate: float) -> Defence:
     """Return the record of it; settings that are as usual are left out."""
     for name, value, allowed in (
         ("defence", mode, DEFENCES),
@@ -188,6 +193,7 @@ def _defence(mode: str, selection: str, aggregation: str, bad_share: float) -> D
             raise UsageError(f"{name} {value!r} is not one of {', '.join(filter(None, allowed))}")
     if not 0 <= bad_share < 0.5:
         raise UsageError(f"bad_share {bad_share} is not 0 to below 0.5")
+    require_rate(false_alarm_rate)
     chosen: dict[str, Scalar] = {}
     if selection:
         chosen["selection"] = selection
@@ -195,6 +201,8 @@ def _defence(mode: str, selection: str, aggregation: str, bad_share: float) -> D
         chosen["rule"] = aggregation
     if round(bad_share * 1_000_000) != BAD_PPM:
         chosen["bad_ppm"] = round(bad_share * 1_000_000)
+    if false_alarm_rate != RATE:
+        chosen[FALSE_ALARM_PPM] = round(false_alarm_rate * 1_000_000)
     return Defence(mode, settings(chosen))
 
 

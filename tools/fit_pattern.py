@@ -38,6 +38,7 @@ NAMES = tuple(name for name in ATTACKS if name not in HELD_OUT)
 CROWDS = ((20, 1.0), (20, 1.0), (50, 0.3), (12, 1.0), (30, 0.6), (16, 0.8))
 FIRST_STALE = 3
 TREES = 300
+FOLDS = 4
 RATES = (0.0001, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
 KIN = {
     "sign-flip-x5": "sign-flip",
@@ -177,7 +178,7 @@ def fitted(rows: dict[str, Any], where: Any, trees: int = TREES) -> Any:
     return model.fit(rows["seen"][where], rows["bad"][where])
 
 
-def unseen(rows: dict[str, Any], folds: int = 4) -> Any:
+def unseen(rows: dict[str, Any], folds: int = FOLDS) -> Any:
     """Return each row's log-odds by trees that were fitted without its federation."""
     odds = np.zeros(len(rows["bad"]))
     for fold in range(folds):

@@ -84,13 +84,12 @@ class Asking:
 
 def _usable(answer: Scores, count: int) -> Scores | None:
     """Return an answer as plain numbers and text; None where it is not one of each for every update."""
-    values, thresholds = (np.array(found, np.float64) for found in (answer.values, answer.thresholds))
+    given = (answer.values, answer.thresholds, *((answer.supports,) if answer.supports is not None else ()))
+    numbers = [np.array(found, np.float64) for found in given]
     evidence = tuple(map(str, answer.evidence))
-    if values.shape != (count,) or thresholds.shape != (count,) or len(evidence) != count:
+    if any(found.shape != (count,) or not np.isfinite(found).all() for found in numbers) or len(evidence) != count:
         return None
-    if not (np.isfinite(values).all() and np.isfinite(thresholds).all()):
-        return None
-    return Scores(values, thresholds, evidence)
+    return Scores(numbers[0], numbers[1], evidence, numbers[2] if len(numbers) > 2 else None)
 
 
 def sealed(cohort: Cohort) -> Cohort:

@@ -14,7 +14,7 @@ from refold.consumers.detectors.gan import Gan
 from refold.consumers.detectors.neighbours import LocalOutlier, Neighbours
 from refold.consumers.detectors.norm import Norm, TensorNorm
 from refold.consumers.detectors.one_class import OneClass
-from refold.consumers.detectors.pattern import RATE, Pattern
+from refold.consumers.detectors.pattern import LEAST_RATE, MOST_RATE, RATE, Pattern
 from refold.consumers.detectors.prediction import Prediction
 from refold.consumers.detectors.quantile import Quantile
 from refold.consumers.detectors.ranks import Ranks
@@ -31,6 +31,22 @@ _ALL = (
 )
 OWN: dict[str, Callable[[], Detector]] = {kind.name: kind for kind in _ALL}
 DEFAULT = ("norm", "tensor-norm", "quantile", "direction", "pattern")
+
+
+FALSE_ALARM_PPM = "false_alarm_ppm"
+"""Setting of a federation's defence: the false-alarm rate in millionths, where it is not the usual one."""
+
+
+def require_rate(rate: float) -> None:
+    """Refuse a false-alarm rate that detectors are not calibrated to.
+
+    Raises
+    ------
+    UsageError
+        It is too low or too high.
+    """
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise UsageError(f"a false-alarm rate of {rate} cannot be kept", hint=f"from {LEAST_RATE} to {MOST_RATE}")
 
 
 def chosen(names: Sequence[str], *, false_alarm_rate: float = RATE) -> list[Detector]:

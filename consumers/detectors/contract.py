@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from refold.consumers.features import Features
+from refold.consumers.features import SQUARES, Features
 
 if TYPE_CHECKING:
     from refold.consumers.detectors.recent import Past
@@ -44,9 +44,33 @@ class Cohort:
     metrics: tuple[Mapping[str, float], ...] = ()
     recent: Past | None = None
     root: Features | None = None
+    _kept: dict[str, npt.NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(_read_only(features) for features in self.features))
+
+    @property
+    def facts(self) -> Floats:
+        """The features' facts: (clients, tensors, 6), read-only."""
+        return self._stacked("facts")
+
+    @property
+    def histograms(self) -> npt.NDArray[np.int64]:
+        """The features' histograms: (clients, 64), read-only."""
+        return self._stacked("histogram")
+
+    @property
+    def norms(self) -> Floats:
+        """The updates' norms."""
+        return np.asarray(np.sqrt(self.facts[:, :, SQUARES].sum(axis=1)))
+
+    def _stacked(self, name: str) -> npt.NDArray[Any]:
+        """Stack an array of every client's features, once for all detectors."""
+        if name not in self._kept:
+            stacked = np.array([getattr(features, name) for features in self.features])
+            stacked.flags.writeable = False
+            self._kept[name] = stacked
+        return self._kept[name]
 
     def __len__(self) -> int:
         """Return the number of updates."""
@@ -94,10 +118,10 @@ class Detector(Protocol):
 
 def median(values: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
     """Return what `numpy.median` does, without the checks that take longer than the sorting of a few."""
-    ordered = np.sort(values, axis=axis)
+    ordered = np.sort(values if values.dtype.kind == "f" else values.astype(np.float64), axis=axis)
     count = values.shape[axis]
     low, high = ordered.take((count - 1) // 2, axis=axis), ordered.take(count // 2, axis=axis)
-    return np.asarray((low + high) / 2)
+    return np.asarray((low + high) * ordered.dtype.type(0.5))
 
 
 def robust_z(values: Floats, *, least_scale: float) -> Floats:
@@ -142,6 +166,9 @@ class Habit:
 
 def _read_only(features: Features) -> Features:
     """Return the same features through views that cannot be written to."""
+    arrays = (features.facts, features.histogram, features.sketch, features.subset)
+    if not any(array.flags.writeable for array in arrays):
+        return features
     return replace(
         features,
         facts=_view(features.facts),

@@ -34,7 +34,7 @@ class Direction:
     def score(self, cohort: Cohort) -> Scores:
         """Return how much the update opposes the others."""
         sketches = np.array([features.sketch for features in cohort.features], dtype=np.float64)
-        units = sketches / (np.linalg.norm(sketches, axis=1, keepdims=True) + TINY)
+        units = (sketches / (np.linalg.norm(sketches, axis=1, keepdims=True) + TINY)).astype(np.float32)
         cosines = _cosines_to_others(units)
         values = np.clip(-robust_z(cosines, least_scale=self._least_scale), -MOST, MOST)
         values = np.where(cosines < 0, values, np.minimum(values, 0.0))
@@ -64,7 +64,8 @@ def _cosines_to_others(units: Floats) -> Floats:
 def _medians_of_others(rows: Floats) -> Floats:
     """Return for each row the coordinate-wise median of all other rows, from one sort: no cost that grows with their square."""
     order = rows.argsort(axis=0)
-    ranks = order.argsort(axis=0)
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(len(rows))[:, None], axis=0)
     ascending = np.take_along_axis(rows, order, axis=0)
     others = len(rows) - 1
 

@@ -8,10 +8,13 @@ the server instead of at the client; consistency with the own past as in Zhang e
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import blake3
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +29,9 @@ ROUNDS = 8
 
 LONGEST = 2.0
 """Lengths count up to e to this times the median, and down to its inverse: one huge update must not outweigh seven others."""
+
+SMALL = np.float32(1e-20)
+"""Beside lengths of about one."""
 
 LAGS = 3
 LAG_NAMES = tuple(f"lag-{lag}" for lag in range(1, LAGS + 1))
@@ -102,19 +108,39 @@ class Look:
         """Return what is to be seen of a round."""
         sketches = np.array([found.sketch for found in features], dtype=np.float64)
         norms = np.linalg.norm(sketches, axis=1)
-        units = sketches / (norms[:, None] + TINY)
+        units = (sketches / (norms[:, None] + TINY)).astype(np.float32)
         lengths = np.log(norms + TINY)
-        times = np.exp(np.clip(lengths - median(lengths), -LONGEST, LONGEST))
+        times = np.exp(np.clip(lengths - median(lengths), -LONGEST, LONGEST)).astype(np.float32)
         centre = median(units, axis=0)
         scaled = units * times[:, None]
-        steps = (scaled - centre).astype(np.float32)
         place = {name: at for at, name in enumerate(clients)}
-        return cls(place, units.astype(np.float32), steps, centre.astype(np.float32), _odds(scaled))
+        return cls(place, units, scaled - centre, centre, _odds(scaled))
 
     def among(self, clients: Sequence[str], rows: Sequence[int]) -> Self:
         """Return what is to be seen of some of them."""
+        if list(rows) == list(range(len(self.units))):
+            return self
         place = {client: at for at, client in enumerate(clients)}
         return type(self)(place, self.units[rows], self.steps[rows], self.centre, self.odds[rows])
+
+
+_KEPT = 4
+_lock = threading.Lock()
+_kept: OrderedDict[bytes, Look] = OrderedDict()
+
+
+def look_of(clients: Sequence[str], features: Sequence[Features]) -> Look:
+    """Return `Look.of`, which is wanted twice: when a round is judged and when it is looked back at."""
+    digest = blake3.blake3("\0".join(clients).encode())
+    for found in features:
+        digest.update(found.sketch.tobytes())
+    key = digest.digest()
+    with _lock:
+        look = _kept.pop(key, None) or Look.of(clients, features)
+        _kept[key] = look
+        while len(_kept) > _KEPT:
+            _kept.popitem(last=False)
+    return look
 
 
 @dataclass(slots=True)
@@ -143,8 +169,9 @@ def lately(clients: Sequence[str], now: Look, before: Sequence[Look]) -> Floats:
     before = [look for look in before if look.centre.shape == now.centre.shape]
     sums = _sums(clients, now, before)
     seen = sums.count > 0
-    whole = (sums.past + now.steps) / (sums.weight + 1)[:, None]
-    centres = (sums.centres + now.centre) / (sums.weight + 1)[:, None]
+    share = (1 / (sums.weight + 1)).astype(np.float32)[:, None]
+    whole = (sums.past + now.steps) * share
+    centres = (sums.centres + now.centre) * share
     own = (sums.lengths + np.linalg.norm(now.steps, axis=1)) / (sums.weight + 1)
     length = np.linalg.norm(whole, axis=1)
     itself = np.where(seen, _cosines(now.steps, sums.past), 0.0)
@@ -178,6 +205,9 @@ def _sums(clients: Sequence[str], now: Look, before: Sequence[Look]) -> _Sums:
         here = np.flatnonzero((places >= 0) & (sums.count < ROUNDS))
         if not len(here):
             continue
+        if len(here) == count and sums.count.min() == sums.count.max() and np.array_equal(places, np.arange(count)):
+            _add_all(sums, look)
+            continue
         rows = look.steps[places[here]]
         weights = DECAY ** (sums.count[here] + 1.0)
         first = sums.count[here] == 0
@@ -191,16 +221,29 @@ def _sums(clients: Sequence[str], now: Look, before: Sequence[Look]) -> _Sums:
     return sums
 
 
+def _add_all(sums: _Sums, look: Look) -> None:
+    """Add a round of just the clients that are asked for: the same sums, without picking rows."""
+    seen = int(sums.count[0])
+    weight = DECAY ** (seen + 1.0)
+    if not seen:
+        sums.last[:] = look.units
+    sums.past += np.float32(weight) * look.steps
+    sums.odds += np.float32(weight) * look.odds
+    sums.centres += np.float32(weight) * look.centre
+    sums.lengths += weight * np.linalg.norm(look.steps, axis=1)
+    sums.weight += weight
+    sums.count += 1
+
+
 def _geometry(whole: Singles, length: Floats) -> list[Floats]:
     """Return where a client's sum lies among the others'."""
     count = len(whole)
-    units = whole / (length[:, None] + TINY)
+    units = whole / (length[:, None] + SMALL)
     pairs = units @ units.T
     np.fill_diagonal(pairs, -1.0)
     ordered = -np.sort(-pairs, axis=1)
     near = ordered[:, : max(1, count // 4)].mean(axis=1)
-    scaled = whole / (median(length) + TINY)
-    gram = np.asarray(scaled @ scaled.T, np.float64)
+    gram = np.asarray(whole @ whole.T, np.float64) / (float(median(length)) ** 2 + TINY)
     square = np.diag(gram)
     distances = np.maximum(square[:, None] + square - 2 * gram, 0)
     krum = np.sort(distances, axis=1)[:, 1 : max(2, count // 2)].mean(axis=1)
@@ -223,8 +266,8 @@ def _geometry(whole: Singles, length: Floats) -> list[Floats]:
 
 def _others(now: Look, sums: _Sums, itself: Floats) -> list[Floats]:
     """Return how like another's past a client's update is, and how much more than like its own: whose is it?"""
-    past = sums.past / (np.linalg.norm(sums.past, axis=1, keepdims=True) + TINY)
-    steps = now.steps / (np.linalg.norm(now.steps, axis=1, keepdims=True) + TINY)
+    past = sums.past / (np.linalg.norm(sums.past, axis=1, keepdims=True) + SMALL)
+    steps = now.steps / (np.linalg.norm(now.steps, axis=1, keepdims=True) + SMALL)
     cosines = np.asarray(steps @ past.T, np.float64)
     np.fill_diagonal(cosines, -1.0)
     cosines[:, sums.count == 0] = -1.0
@@ -236,11 +279,11 @@ def _others(now: Look, sums: _Sums, itself: Floats) -> list[Floats]:
 def _oddities(now: Look, sums: _Sums, seen: npt.NDArray[np.bool_]) -> list[Floats]:
     """Return how odd a client is now and was lately, how steadily, and who is odd in the same way."""
     count = len(now.odds)
-    whole = (sums.odds + now.odds) / (sums.weight + 1)[:, None]
+    whole = (sums.odds + now.odds) * (1 / (sums.weight + 1)).astype(np.float32)[:, None]
     all_of_now, most_of_now = _sizes(now.odds)
     all_of_sum, most_of_sum = _sizes(whole)
     itself = np.where(seen, _cosines(now.odds, sums.odds), 0.0)
-    units = whole / (np.linalg.norm(whole, axis=1, keepdims=True) + TINY)
+    units = whole / (np.linalg.norm(whole, axis=1, keepdims=True) + SMALL)
     pairs = units @ units.T
     middle = np.asarray(pairs - pairs.mean(axis=0) - pairs.mean(axis=1)[:, None] + pairs.mean(), np.float64)
     strengths, vectors = np.linalg.eigh(middle)
@@ -265,11 +308,11 @@ def _oddities(now: Look, sums: _Sums, seen: npt.NDArray[np.bool_]) -> list[Float
     ]
 
 
-def _odds(scaled: Floats) -> Singles:
+def _odds(scaled: Singles) -> Singles:
     apart = scaled - median(scaled, axis=0)
     spread = 1.4826 * median(np.abs(apart), axis=0)
     # Where most do not move at all, any movement is odd, but not without bounds.
-    return np.clip(apart / (spread + 0.01 * median(spread) + TINY), -MOST_ODD, MOST_ODD).astype(np.float32)
+    return np.asarray(np.clip(apart / (spread + 0.01 * median(spread) + SMALL), -MOST_ODD, MOST_ODD), np.float32)
 
 
 def _sizes(odds: Singles) -> tuple[Floats, Floats]:

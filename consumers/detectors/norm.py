@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from refold.consumers.detectors.contract import TINY, Cohort, Floats, Habit, Scores, robust_z
+from refold.consumers.features import SQUARES
 
 MOST = 12.0
 """Values are cut here: beyond it more says no more, and a value must stay finite whatever a client sends."""
@@ -38,7 +39,7 @@ class Norm:
 
     def score(self, cohort: Cohort) -> Scores:
         """Return robust z of log norms."""
-        norms = np.array([features.norm for features in cohort.features])
+        norms = cohort.norms
         lengths = np.log(norms + TINY)
         # Two of the least scale is far; two of the cohort's own deviations is what two in a hundred honest ones have.
         spread = SPREAD if len(cohort) >= MANY else 1.0
@@ -60,7 +61,7 @@ class TensorNorm:
 
     def score(self, cohort: Cohort) -> Scores:
         """Return the largest robust z over tensors."""
-        norms = np.array([features.tensor_norms for features in cohort.features])
+        norms = np.sqrt(cohort.facts[:, :, SQUARES])
         table: Floats = np.column_stack(
             [robust_z(np.log(column + TINY), least_scale=self._least_scale) for column in norms.T if np.median(column) > 0]
             or [np.zeros(len(cohort))]

@@ -14,7 +14,7 @@ import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats, Scores
 from refold.consumers.detectors.lately import NAMES as LATE
-from refold.consumers.detectors.lately import Look, lately
+from refold.consumers.detectors.lately import lately, look_of
 from refold.consumers.detectors.quantile import SPARSE
 from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, groups, table
 from refold.consumers.detectors.trees import Trees
@@ -93,7 +93,7 @@ def rows_of(cohort: Cohort) -> Floats:
     now = table(cohort)
     means = _means(cohort, now)
     late = np.zeros((len(cohort), len(LATE)))
-    look = Look.of(cohort.clients, cohort.features)
+    look = look_of(cohort.clients, cohort.features)
     before = cohort.recent.looks() if cohort.recent else []
     for members in groups(cohort):
         names = [cohort.clients[index] for index in members]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Scores
-from refold.consumers.features import ZEROS
+from refold.consumers.features import ZEROS, quantiles
 
 LEVELS = (0.5, 0.75, 0.99)
 
@@ -35,7 +35,7 @@ class Quantile:
     def score(self, cohort: Cohort) -> Scores:
         """Return the largest excess over the upper quartile, in interquartile ranges of log2 magnitudes."""
         levels = _levels(cohort)
-        table = np.log2([[features.quantile(level) for level in levels] for features in cohort.features])
+        table = np.column_stack([quantiles(cohort.histograms, level) for level in levels])
         low, high = np.percentile(table, [25, 75], axis=0)
         spread = np.maximum(high - low, self._least_range)
         excess = (table - high) / spread
@@ -49,5 +49,5 @@ class Quantile:
 
 def _levels(cohort: Cohort) -> tuple[float, ...]:
     """Return the levels to judge at, as shares of all parameters."""
-    changed = float(np.median([1 - features.facts[:, ZEROS].sum() / max(features.count, 1) for features in cohort.features]))
+    changed = float(np.median(1 - cohort.facts[:, :, ZEROS].sum(axis=1) / max(cohort.features[0].count, 1)))
     return LEVELS if changed >= SPARSE else tuple(1 - changed * (1 - level) for level in LEVELS)

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats
-from refold.consumers.detectors.lately import Look
+from refold.consumers.detectors.lately import Look, look_of
 from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
 from refold.consumers.features import Features
 
@@ -65,7 +65,7 @@ class _Round:
         """Return the round as later ones look back at it; None of one that is too small."""
         if self._look is None and len(self.features) >= LEAST_COHORT:
             clients = sorted(self.features)
-            self._look = Look.of(clients, [self.features_of(client) for client in clients])
+            self._look = look_of(clients, [self.features_of(client) for client in clients])
         return self._look
 
 

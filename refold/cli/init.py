@@ -10,6 +10,7 @@ import click
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json
 from refold.cli.parameters import read_parameters
+from refold.consumers.detectors.pattern import RATE
 from refold.consumers.healing import MODES
 from refold.consumers.selection import SELECTIONS
 from refold.federation import Federation
@@ -59,6 +60,9 @@ from refold.state.optimizers import OPTIMIZERS, from_settings
 @click.option("--selection", type=click.Choice(SELECTIONS[1:]), help="Which accepted updates count.  [all, by examples]")
 @click.option("--aggregation", type=click.Choice(AGGREGATIONS), default=AGGREGATIONS[0], show_default=True, help="Of updates.")
 @click.option("--bad-share", type=float, default=0.2, show_default=True, help="Share of bad updates that these allow for.")
+@click.option(
+    "--false-alarm-rate", type=float, default=RATE, show_default=True, help="Share of honest updates refused at most."
+)
 @click.option("--insecure", is_flag=True, help="Do not ask who clients are: anyone takes part. Every start says so.")
 @click.option(
     "--limit", "limits", metavar="NAME=NUMBER", multiple=True, help="What one client may take up; see docs/IDENTITY.md."
@@ -79,6 +83,7 @@ def init(common: Common, source: str, **chosen: Any) -> None:
         selection=chosen["selection"] or "",
         aggregation=chosen["aggregation"],
         bad_share=chosen["bad_share"],
+        false_alarm_rate=chosen["false_alarm_rate"],
         partitions=chosen["partitions"],
         insecure=chosen["insecure"],
         limits=_limits(chosen["limits"]),

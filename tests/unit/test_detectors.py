@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -243,7 +244,8 @@ def test_f08_a_detector_that_hangs_is_left_out_until_it_returns(rng: np.random.G
 
 
 def test_no_array_that_a_detector_is_given_can_be_written_to(rng: np.random.Generator) -> None:
-    mine = features_of(honest(rng, 1)[0])
+    found = features_of(honest(rng, 1)[0])
+    mine = replace(found, sketch=found.sketch.copy())
     given = Cohort(1, ("c0",), (mine,)).features[0]
     assert not any(a.flags.writeable for a in (given.facts, given.histogram, given.sketch, given.subset))
     assert mine.sketch.flags.writeable, "the caller's own arrays are left as they are"

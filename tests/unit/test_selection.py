@@ -56,6 +56,18 @@ def test_a_norm_bound_lets_nobody_pull_further_than_the_bound(crowd: npt.NDArray
     assert all(0 < weight < weights[0] / 1.8 for weight in weights[10:])
 
 
+def test_doubt_leaves_the_more_of_a_weight_the_further_a_score_is_from_being_refused(crowd: npt.NDArray[np.float64]) -> None:
+    scores = [0.0, 0.001, 0.07, 0.3, 0.49, 1.0] + [0.0] * 6
+    weights = selected("doubt", features_of(crowd), [160] * 12, 0, scores)
+    assert weights[:6] == sorted(weights[:6], reverse=True)
+    assert weights[5] == 160 * 1024 // 16, "who is only unlike the others is still heard"
+    assert weights[2] == pytest.approx(weights[0] / 2, rel=0.1)
+    assert weights[11] < weights[0] / 1.8, "long ones are bounded too"
+    doubting = Defence("all", settings({"selection": "doubt"}))
+    assert weighing(doubting, features_of(crowd), [160] * 12, scores)[0] == tuple(weights)
+    assert weighing(doubting, features_of(crowd), [160] * 12)[0][0] == weighing(doubting, features_of(crowd), [160] * 12)[0][5]
+
+
 def test_nothing_is_chosen_where_no_rule_is_or_too_few_are_there(crowd: npt.NDArray[np.float64]) -> None:
     assert selected("", features_of(crowd[:4]), [1, 2, 3, 4], 200_000) == [1, 2, 3, 4]
     assert selected("krum", features_of(crowd[:2]), [1, 2], 200_000) == [1, 2]
