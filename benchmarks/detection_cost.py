@@ -2,8 +2,8 @@
 
 Limits: 2,000 updates a second of 2,400 parameters through `refold.Detection`, features and memory of eight rounds included;
 50,000 a second through `norm`, `tensor-norm` and `quantile`, given features; 6 ms for the features of a million parameters,
-beside `IsolationForest` of scikit-learn (raw parameters, the textbook's use) on the same updates. ``ratio`` is what was measured
-against the limit, above 1 where it is kept.
+beside `IsolationForest` of scikit-learn (raw parameters, the textbook's use) on the same updates. ``ratio`` is what was
+measured against the limit, above 1 where it is kept.
 
     python benchmarks/detection_cost.py [--quick] [--json]
 """

@@ -49,7 +49,7 @@ from refold.consumers.verdicts import Ruling, events_of, fitting
 from refold.consumers.view import LogView
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
-from refold.schemas.events import DeltasPruned, Defence, RoundClosed
+from refold.schemas.events import Defence, DeltasPruned, RoundClosed
 from refold.schemas.updates import ANSWERS, EVALUATE, TRAIN, Heartbeat
 
 MOST_REFUSED = 4096

@@ -46,7 +46,7 @@ class PackedFeatures:
 
 
 def quantiles(histograms: npt.NDArray[np.int64], q: float) -> Floats:
-    """Return for each histogram log2 of the magnitude below which a share `q` of the parameters lies, as `Features.quantile`."""
+    """Return each histogram's log2 of the magnitude below which a share `q` of the parameters lies, as `Features.quantile`."""
     cumulative = np.cumsum(histograms, axis=1)
     wanted = q * np.maximum(cumulative[:, -1], 1)
     index = np.minimum((cumulative < wanted[:, None]).sum(axis=1), BINS - 1)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats, Scores
-from refold.consumers.detectors.lately import NAMES as LATE
-from refold.consumers.detectors.lately import lately, look_of
+from refold.consumers.detectors.looks import NAMES as LATE
+from refold.consumers.detectors.looks import look_back, look_of
 from refold.consumers.detectors.quantile import SPARSE
 from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, groups, table
 from refold.consumers.detectors.trees import Trees
@@ -41,7 +41,7 @@ RATE, LEAST_RATE, MOST_RATE = 0.003, 0.0001, 0.05
 class Pattern:
     """Log-odds that an update is an attack, from its traits and those of the client's last rounds.
 
-    The threshold is what nine in ten federations of other data, seen by trees that did not learn from them, exceed with at most
+    They are seen beside the cohort's own. The threshold is what nine in ten federations of other data, seen by trees that did not learn from them, exceed with at most
     `rate` of their honest updates. What exceeds the limit of `MOST_RATE` supports what other detectors find.
     """
 
@@ -62,10 +62,15 @@ class Pattern:
             return Scores(silent, silent + MOST, ("too few updates or changes to compare",) * len(cohort))
         rows = rows_of(cohort)
         fitted = _fitted()
-        values = np.clip(fitted.trees.log_odds(rows.astype(np.float64)), -MOST, MOST)
+        values = np.clip(beside_the_others(fitted.trees.log_odds(rows.astype(np.float64))), -MOST, MOST)
         more = max(0, FEW - len(cohort)) / 2
         limits, supports = (np.full(len(cohort), fitted.limit(rate) + more) for rate in (self._rate, MOST_RATE))
         return Scores(values, limits, _evidence(rows[:, : len(NAMES)].astype(np.float64), values), supports)
+
+
+def beside_the_others(odds: Floats) -> Floats:
+    """Return log-odds less half of the cohort's median: where honest clients are unlike, all look a little like attackers."""
+    return np.asarray(odds - np.median(odds) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def rows_of(cohort: Cohort) -> Floats:
     before = cohort.recent.looks() if cohort.recent else []
     for members in groups(cohort):
         names = [cohort.clients[index] for index in members]
-        late[members] = lately(names, look.among(names, members), before)
+        late[members] = look_back(names, look.among(names, members), before)
     size = np.full(len(cohort), min(np.log(cohort.features[0].count), MOST_SIZE))
     return np.column_stack([now, means, late, size]).astype(np.float32)
 

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats
-from refold.consumers.detectors.lately import Look, look_of
+from refold.consumers.detectors.looks import Look, look_of
 from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
 from refold.consumers.features import Features
 

@@ -156,7 +156,7 @@ class _Sums:
     last: Singles
 
 
-def lately(clients: Sequence[str], now: Look, before: Sequence[Look]) -> Floats:
+def look_back(clients: Sequence[str], now: Look, before: Sequence[Look]) -> Floats:
     """Return the traits: (clients, `NAMES`).
 
     Parameters

@@ -11,7 +11,7 @@ import refold
 from refold.consumers.detectors import Cohort, Ensemble, Pattern, Recent, Said, Scores
 from refold.consumers.detectors.choice import FALSE_ALARM_PPM, chosen
 from refold.consumers.detectors.ensemble import BLATANT
-from refold.consumers.detectors.lately import NAMES, Look, lately
+from refold.consumers.detectors.looks import NAMES, Look, look_back
 from refold.consumers.detectors.said import CLIENTS, VALUES
 from refold.consumers.features import Features
 from refold.detection import _Extractor
@@ -46,7 +46,7 @@ def column(rows: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float64]:
 
 def test_a_push_that_one_round_hides_stands_out_of_eight(rng: np.random.Generator) -> None:
     now, *before = looks(rng, 9)
-    late = lately(CLIENT_NAMES, now, before)
+    late = look_back(CLIENT_NAMES, now, before)
     for name in ("insists", "like-itself", "odd-like-itself"):
         assert column(late, name).argmax() == 3, name
         others = np.delete(column(late, name), 3)
@@ -57,22 +57,22 @@ def test_a_push_that_one_round_hides_stands_out_of_eight(rng: np.random.Generato
 def test_who_has_no_past_is_told_from_who_has_and_nothing_is_made_up(rng: np.random.Generator) -> None:
     now, *before = looks(rng, 4)
     names = ("new", *CLIENT_NAMES[1:])
-    late = lately(names, now, before)
+    late = look_back(names, now, before)
     assert column(late, "past").tolist() == [0] + [3] * 15
     assert column(late, "like-itself")[0] == column(late, "like-its-last")[0] == 0
     assert np.isfinite(late).all()
-    assert np.isfinite(lately(names, now, [])).all()
+    assert np.isfinite(look_back(names, now, [])).all()
 
 
 def test_the_order_of_clients_does_not_matter_and_another_models_rounds_are_not_looked_at(rng: np.random.Generator) -> None:
     now, *before = looks(rng, 4)
-    late = lately(CLIENT_NAMES, now, before)
+    late = look_back(CLIENT_NAMES, now, before)
     back = list(range(15, -1, -1))
     names = [CLIENT_NAMES[index] for index in back]
-    turned = lately(names, now.among(names, back), before)
+    turned = look_back(names, now.among(names, back), before)
     np.testing.assert_allclose(turned[::-1], late, atol=1e-4)
     other = Look.of(CLIENT_NAMES, features_of(rng.normal(size=(16, 200)).astype(np.float32)))
-    np.testing.assert_array_equal(lately(CLIENT_NAMES, now, [other, *before]), late)
+    np.testing.assert_array_equal(look_back(CLIENT_NAMES, now, [other, *before]), late)
 
 
 def test_what_was_said_is_bounded_and_comes_oldest_first() -> None:
