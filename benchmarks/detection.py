@@ -56,7 +56,7 @@ def grid(options: argparse.Namespace) -> Grid:
         if held_out
         else [("digits", "mlp"), ("digits", "softmax"), ("made", "mlp"), ("two", "mlp")]
     )
-    fractions = (0.0, 0.2) if options.quick else tuple(float(word) for word in options.bad.split(","))
+    fractions = shares_of(options) or ((0.0, 0.2) if options.quick else (0.0, 0.1, 0.2, 0.3, 0.4))
     rounds = 8 if options.quick else 20
     crowds = CROWDS[:1] if options.quick else CROWDS
     if options.crowds:
@@ -74,6 +74,11 @@ def grid(options: argparse.Namespace) -> Grid:
     quick = ("sign-flip", "label-flip", "alie-jittered", "scale-x10")
     chosen = options.attacks.split(",") if options.attacks else quick if options.quick else ATTACKS
     return Grid(settings, tuple(name for name in chosen if held_out or name not in HELD_OUT))
+
+
+def shares_of(options: argparse.Namespace) -> tuple[float, ...]:
+    """Return the shares of bad clients that were asked for."""
+    return tuple(float(word) for word in options.bad.split(",") if word)
 
 
 def seeds_of(options: argparse.Namespace) -> range:
@@ -216,7 +221,7 @@ def closed(options: argparse.Namespace, judges: list[str]) -> list[dict[str, Any
         options.attacks.split(",") if options.attacks else ["sign-flip", "label-flip", "alie", "ipm", "min-max", "backdoor"]
     )
     for alpha in ALPHAS:
-        for bad in (0.2,) if options.quick else (0.2, 0.4):
+        for bad in shares_of(options) or ((0.2,) if options.quick else (0.2, 0.4)):
             for attack in attacks:
                 for judge in ["none", *judges]:
                     ends = []
@@ -239,7 +244,7 @@ def main() -> int:
     parser.add_argument("--split", choices=("development", "held-out"), default="development")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0, help="1, or 1001 for what is held out")
-    parser.add_argument("--bad", default="0,0.1,0.2,0.3,0.4", help="shares of bad clients")
+    parser.add_argument("--bad", default="", help="shares of bad clients, such as 0,0.3")
     parser.add_argument("--judges", default="", help=f"of {', '.join(JUDGES)}")
     parser.add_argument("--kinds", default="", help="data and models, such as digits-mlp,cancer-mlp")
     parser.add_argument("--attacks", default="", help=f"of {', '.join(ATTACKS)}")

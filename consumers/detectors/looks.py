@@ -201,6 +201,8 @@ def _sums(clients: Sequence[str], now: Look, before: Sequence[Look]) -> _Sums:
     zeros = np.zeros((count, width), np.float32)
     sums = _Sums(zeros, zeros.copy(), zeros.copy(), np.zeros(count), np.zeros(count), np.zeros(count, np.int64), zeros.copy())
     for look in before:
+        if sums.count.min(initial=ROUNDS) >= ROUNDS:
+            break
         places = np.array([look.place.get(client, -1) for client in clients])
         here = np.flatnonzero((places >= 0) & (sums.count < ROUNDS))
         if not len(here):

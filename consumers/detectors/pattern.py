@@ -111,6 +111,8 @@ def _means(cohort: Cohort, now: Floats) -> Floats:
     """Return the means of each client's traits of now and of its last rounds, each older one counting for less."""
     sums, weights, counts = now.copy(), np.ones(len(now)), np.ones(len(now))
     for place, rows in cohort.recent.tables() if cohort.recent else ():
+        if counts.min() >= ROUNDS:
+            break
         at = np.array([place.get(client, -1) for client in cohort.clients])
         here = np.flatnonzero((at >= 0) & (counts < ROUNDS))
         if len(here):

@@ -211,9 +211,12 @@ def _ranks(subset: Floats) -> list[Floats]:
     if not moved.shape[1]:
         return [np.zeros(len(subset))] * 7
     count = len(moved)
-    ranks = moved.argsort(axis=0, kind="stable").argsort(axis=0) / (count - 1) - 0.5
+    places = np.empty(moved.shape, np.int64)
+    np.put_along_axis(places, moved.argsort(axis=0, kind="stable"), np.arange(count)[:, None], axis=0)
+    ranks = places / (count - 1) - 0.5
     far = np.abs(ranks)
-    values = np.minimum(np.abs(moved - median(moved, axis=0)) / (_scale(moved, 0.0) + TINY), 20)
+    apart = np.abs(moved - median(moved, axis=0))
+    values = np.minimum(apart / (1.4826 * median(apart, axis=0) + TINY), 20)
     mean = ranks.mean(axis=1) * np.sqrt(moved.shape[1])
     return [
         _centred(mean),
