@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -16,20 +17,45 @@ PATIENCE_S = 10.0
 
 
 class _Question:
-    """A detector at work in a thread of its own, and what came of it."""
+    """A detector that is asked, and what came of it."""
 
-    def __init__(self, detector: Detector, cohort: Cohort) -> None:
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
         self.answer: Scores | None = None
         self.error: BaseException | None = None
-        name = f"refold-detector-{detector.name}"
-        self.thread = threading.Thread(target=self._ask, args=(detector, cohort), name=name, daemon=True)
-        self.thread.start()
+        self.done = threading.Event()
 
-    def _ask(self, detector: Detector, cohort: Cohort) -> None:
+    def ask(self, cohort: Cohort) -> None:
+        """Keep the answer, or the error."""
         try:
-            self.answer = _usable(detector.score(cohort), len(cohort))
-        except BaseException as error:  # Even one that calls `sys.exit` ends only its own thread.
+            self.answer = _usable(self.detector.score(cohort), len(cohort))
+        except BaseException as error:  # Even one that calls `sys.exit` ends nobody else.
             self.error = error
+        self.done.set()
+
+
+class _Thread:
+    """Asks detectors one after another, until it is left behind with the one that hangs."""
+
+    def __init__(self, questions: Sequence[_Question], cohort: Cohort) -> None:
+        self._left = threading.Event()
+        self._lock = threading.Lock()
+        thread = threading.Thread(target=self._ask, args=(questions, cohort), name="refold-detectors", daemon=True)
+        thread.start()
+
+    def leave(self, question: _Question) -> bool:
+        """Let no other be asked here; return whether this one hangs indeed, and was not answered just now."""
+        with self._lock:
+            if not question.done.is_set():
+                self._left.set()
+            return self._left.is_set()
+
+    def _ask(self, questions: Sequence[_Question], cohort: Cohort) -> None:
+        for question in questions:
+            question.ask(cohort)
+            with self._lock:
+                if self._left.is_set():
+                    return
 
 
 class Asking:
@@ -47,33 +73,45 @@ class Asking:
         self.faults: Counter[str] = Counter()
         self.last_fault: dict[str, str] = {}
         self._patience_s = patience_s
-        self._hanging: dict[str, threading.Thread] = {}
+        self._hanging: dict[str, _Question] = {}
 
-    def ask(self, detector: Detector, cohort: Cohort) -> Scores | None:
-        """Return a detector's answer, or None where it gives none that can be used.
+    def ask(self, detectors: Sequence[Detector], cohort: Cohort) -> list[tuple[Detector, Scores]]:
+        """Return the detectors' answers, of those that give one that can be used.
 
         Raises
         ------
         MemoryError
             It is the machine's fault then, and no detector's.
         """
-        hanging = self._hanging.get(detector.name)
-        if hanging is not None and hanging.is_alive():
-            fault = "still hangs over an earlier round"
-        else:
-            question = _Question(detector, cohort)
-            question.thread.join(self._patience_s)
-            if question.thread.is_alive():
-                self._hanging[detector.name] = question.thread
+        for name in [name for name, question in self._hanging.items() if question.done.is_set()]:
+            del self._hanging[name]
+        for detector in detectors:
+            if detector.name in self._hanging:
+                self._blame(detector, "still hangs over an earlier round")
+        questions = [_Question(detector) for detector in detectors if detector.name not in self._hanging]
+        self._wait(questions, cohort)
+        found = []
+        for question in questions:
             fault = self._what_is_wrong(question)
-            if not fault:
-                return question.answer
+            if fault:
+                self._blame(question.detector, fault)
+            elif question.answer is not None:
+                found.append((question.detector, question.answer))
+        return found
+
+    def _wait(self, questions: Sequence[_Question], cohort: Cohort) -> None:
+        thread = _Thread(questions, cohort) if questions else None
+        for at, question in enumerate(questions, 1):
+            if not question.done.wait(self._patience_s) and thread and thread.leave(question):
+                self._hanging[question.detector.name] = question
+                thread = _Thread(questions[at:], cohort)
+
+    def _blame(self, detector: Detector, fault: str) -> None:
         self.faults[detector.name] += 1
         self.last_fault[detector.name] = fault
-        return None
 
     def _what_is_wrong(self, question: _Question) -> str:
-        if question.thread.is_alive():
+        if question.detector.name in self._hanging:
             return f"did not answer within {self._patience_s:g} s"
         if isinstance(question.error, MemoryError):
             raise question.error

@@ -89,7 +89,7 @@ class Ensemble:
         """Return an opinion of each update; a cohort of fewer than three is accepted, there being nothing to compare with."""
         cohort = sealed(cohort)
         asked = self.detectors if len(cohort) >= LEAST_COHORT else ()
-        answers = [(detector, answer) for detector in asked if (answer := self._asking.ask(detector, cohort)) is not None]
+        answers = self._asking.ask(asked, cohort)
         needs = _needs([answer for _, answer in answers], len(cohort))
         worst = np.full(len(cohort), -MOST_EXCESS)
         table = np.array([_excess(answer, needs) for _, answer in answers]).reshape(-1, len(cohort))

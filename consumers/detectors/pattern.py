@@ -41,8 +41,8 @@ RATE, LEAST_RATE, MOST_RATE = 0.003, 0.0001, 0.05
 class Pattern:
     """Log-odds that an update is an attack, from its traits and those of the client's last rounds.
 
-    They are seen beside the cohort's own. The threshold is what nine in ten federations of other data, seen by trees that did not learn from them, exceed with at most
-    `rate` of their honest updates. What exceeds the limit of `MOST_RATE` supports what other detectors find.
+    They are seen beside the cohort's own. The threshold is what nine in ten federations, seen by trees that did not learn from
+    them, exceed with at most `rate` of their honest updates. What exceeds the limit of `MOST_RATE` supports what others find.
     """
 
     name, version, reason = "pattern", 3, "pattern"
