@@ -92,7 +92,7 @@ class Ensemble:
         answers = self._asking.ask(asked, cohort)
         needs = _needs([answer for _, answer in answers], len(cohort))
         worst = np.full(len(cohort), -MOST_EXCESS)
-        table = np.array([_excess(answer, needs) for _, answer in answers]).reshape(-1, len(cohort))
+        table = np.array([_excess(answer, needs) for _, answer in answers]).reshape(len(answers), len(cohort))
         found = table > 0
         worst = np.maximum(worst, table.max(axis=0, initial=-MOST_EXCESS))
         for index in _too_many(np.where(found, table, 0.0).sum(axis=0)):
