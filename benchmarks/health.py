@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,7 +42,9 @@ LOOK_S = 0.05
 CAUSES = ("node", "network", "straggler", "data", "")
 
 
-def judge_live(clients: int, faults: int, seed: int, interval_s: float, *, quiet_s: float = 0.0) -> dict[str, Any]:
+def judge_live(
+    clients: int, faults: int, seed: int, interval_s: float, *, quiet_s: float = 0.0, only: Collection[str] = tuple(EXPECTED)
+) -> dict[str, Any]:
     """Run a ward with the group beside it; return injections, the group's words, and the trace."""
     seeds = {f"ward-{number:02}": os.urandom(32) for number in range(clients)}
     with MemoryBus() as bus, tempfile.TemporaryDirectory() as folder:
@@ -62,7 +65,7 @@ def judge_live(clients: int, faults: int, seed: int, interval_s: float, *, quiet
         relay = Relay(relayed)
         context = get_context("fork")
         ours, theirs = context.Pipe(duplex=False)
-        about = (clients, seed, relay.port, seeds, interval_s, folder + "/beds", faults, quiet_s, theirs)
+        about = (clients, seed, relay.port, seeds, interval_s, folder + "/beds", faults, quiet_s, only, theirs)
         ward = context.Process(target=run_ward, args=about)
         ward.start()
         secret = federation.keyring.secret(federation.genesis.secret_digest)
@@ -190,6 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2", help="one run each")
     parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS")
     parser.add_argument("--quiet", type=float, default=0.0, metavar="SECONDS", help="go on for so long at least")
+    parser.add_argument("--only", default=",".join(EXPECTED), metavar="FAULTS", help="these alone; all if not given")
     parser.add_argument("--save", metavar="FOLDER", help="keep the traces")
     parser.add_argument("--replay", metavar="FILE", nargs="*", help="play kept traces to the judges instead")
     parser.add_argument("--json", action="store_true")
@@ -199,7 +203,8 @@ def main() -> None:
         runs = [load(Path(path)) for path in said.replay]
     else:
         for seed in map(int, said.seeds.split(",")):
-            runs.append(judge_live(said.clients, said.faults, seed, said.interval, quiet_s=said.quiet))
+            only = said.only.split(",")
+            runs.append(judge_live(said.clients, said.faults, seed, said.interval, quiet_s=said.quiet, only=only))
             if said.save:
                 save(runs[-1], Path(said.save) / f"health-{seed}.json")
     by_run = [scores_of(run, said.clients, said.interval) for run in runs]
