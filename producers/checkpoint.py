@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from refold.producers.checkpoint_file import previous, read_checkpoint, write_checkpoint
+from refold.producers.checkpoint_file import read_checkpoint, remove_checkpoint, write_checkpoint
 from refold.producers.checkpoint_parts import difference, draws, kind_of, restore, state_of
 from refold.producers.random_states import random_states, set_random_states
 from refold.producers.trees import pack
@@ -137,8 +137,7 @@ class ClientCheckpoint:
 
     def clear(self) -> None:
         """Remove what is on disk: the work is handed in. Idempotent."""
-        for path in (self.path, previous(self.path)):
-            path.unlink(missing_ok=True)
+        remove_checkpoint(self.path)
 
     def _restore(self) -> bool:
         tree = read_checkpoint(self.path)

@@ -10,7 +10,8 @@
 
 Durable steps of `write_checkpoint`: 1. the bytes are written beside the name and synced; 2. what was there gets the name
 ``….previous``; 3. the new file gets the name; 4. the folder is synced. A crash between 2 and 3 leaves the previous one alone,
-which `read_checkpoint` then takes.
+which `read_checkpoint` then takes. A damaged file is set aside as ``….broken`` when it is found, so that it never takes the
+place of a whole one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ def previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint and all that lies beside it. Idempotent."""
+    for suffix in ("", ".previous", ".broken", ".new"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 def write_checkpoint(path: Path, packed: Packed) -> None:
     """Write a checkpoint in the place of the one before it, which is kept beside it.
 
@@ -48,7 +55,7 @@ def write_checkpoint(path: Path, packed: Packed) -> None:
     """
     form, tensors = msgpack.packb(packed.form, use_bin_type=True), packed.tensor_bytes()
     digest = blake3.blake3(len(form).to_bytes(8, "little")).update(form).update(tensors).digest()
-    scratch = path.with_name(path.name + ".tmp")
+    scratch = path.with_name(path.name + ".new")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # 1. Beside the name.
@@ -85,6 +92,7 @@ def read_checkpoint(path: Path) -> Any:
             return decode_checkpoint(data)
         except InvalidRecord as error:
             log.warning("the checkpoint %s is damaged and passed over: %s", place, error)
+            place.replace(path.with_name(path.name + ".broken"))
     return None
 
 

@@ -90,6 +90,18 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(tmp_path: Pat
     assert train(path)["w"].tobytes() == whole["w"].tobytes()
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "it"
+    train(path, stop_after=6)
+    path.write_bytes(path.read_bytes()[:-1])
+    checkpoint = ClientCheckpoint(path, **parts())
+    checkpoint.save()
+    path.unlink()  # As a crash between the two names of the next one would leave it.
+    assert ClientCheckpoint(path, **parts()).step == 4
+    checkpoint.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_where_both_are_damaged_the_work_begins_anew(tmp_path: Path) -> None:
     train(tmp_path / "it", stop_after=6)
     (tmp_path / "it").write_bytes(b"refold")
@@ -99,7 +111,7 @@ def test_where_both_are_damaged_the_work_begins_anew(tmp_path: Path) -> None:
 
 def test_a_crash_between_the_two_names_leaves_the_one_before(tmp_path: Path) -> None:
     train(tmp_path / "it", stop_after=6)
-    (tmp_path / "it").rename(tmp_path / "it.tmp")
+    (tmp_path / "it").rename(tmp_path / "it.new")
     assert ClientCheckpoint(tmp_path / "it", **parts()).step == 4
 
 
