@@ -346,7 +346,7 @@ class _Active:
             raise self._stand_back()
         if any(isinstance(event, RoundClosed) for event in events):
             self._ensemble.learn(self.roster.recent.view(self.roster.plan.round))
-        for found in self._suspicions.new(events, self.roster.plan.round):
+        for found in self._suspicions.new(events, self.roster.plan.round, self.roster):
             self._alerts.raise_(
                 found.subject, found.severity, found.what, found.advice, self.roster.plan.round, kind=found.kind
             )

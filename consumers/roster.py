@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refold.bus.ledger import Entry
+from refold.consumers import reputation
 from refold.consumers.branches import Branches
 from refold.consumers.detectors.recent import Recent
 from refold.consumers.detectors.said import Said
@@ -183,7 +184,7 @@ class Roster:
                 for key in event.key_ids:
                     standing.keys.retire(key)
             case ClientReleased():
-                standing.state = ""
+                standing.state, standing.reputation = "", reputation.FIRST
             case ClientBanned():
                 standing.state = BANNED
         self._obeyed(event.command_id)
@@ -212,7 +213,9 @@ class Roster:
         origin = event.origin
         self.tally.updates[origin.client] += 1
         self.healing.accepted(event, self.closed, kind=EVALUATE if self.genesis.policy.evaluate_every else TRAIN)
-        self.clients[origin.client].accept(origin.base_round + 1, origin.kind, origin.digest)
+        standing = self.clients[origin.client]
+        standing.accept(origin.base_round + 1, origin.kind, origin.digest)
+        standing.reputation = reputation.after(standing.reputation, event)
         if origin.kind == "train":
             self._done(origin)
             self._remember(Judged(origin.client, origin.base_round + 1, True, (), event.scores), event.features)
@@ -221,6 +224,8 @@ class Roster:
         origin = event.origin
         if NOT_FIRST.isdisjoint(event.reasons):
             self._first(origin)
+            standing = self.clients[origin.client]
+            standing.reputation = reputation.after(standing.reputation, event)
             if origin.kind in ANSWERS:
                 self._done(origin)
         if "duplicate" in event.reasons:

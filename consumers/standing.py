@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from refold.consumers import reputation
 from refold.schemas.keys import key_id
 from refold.schemas.updates import UpdateBody
 
@@ -104,6 +105,8 @@ class Standing:
         "", `FROZEN` or `BANNED`.
     since
         Partition and offset of the session's first update: an older session's update that lay before it is not late.
+    reputation
+        See `refold.consumers.reputation`.
     """
 
     keys: Keys = field(default_factory=Keys)
@@ -113,6 +116,7 @@ class Standing:
     sequences: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
     digests: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     rounds: OrderedDict[tuple[int, str], bytes] = field(default_factory=OrderedDict)
+    reputation: float = reputation.FIRST
 
     def refusal(self, body: UpdateBody, digest: bytes, source: Source) -> str:
         """Return the reason for which an update is no new one in the right session, or ""."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from refold.consumers.reputation import POOR
+from refold.consumers.roster import Roster
 from refold.schemas.events import Unattributed, UpdateRejected
 from refold.schemas.identity import UpdatesRefused
+from refold.schemas.reasons import blames
 
 FORGERIES = {
     "wrong-federation": "was made for another federation",
@@ -38,16 +41,28 @@ class Suspicions:
     _round: int = -1
     _told: set[tuple[str, str]] = field(default_factory=set)
 
-    def new(self, events: Iterable[object], round_: int) -> Iterator[Suspicion]:
-        """Yield what these events are suspected to be and nobody was told of in this round."""
+    def new(self, events: Iterable[object], round_: int, roster: Roster) -> Iterator[Suspicion]:
+        """Yield what these events, folded into the roster, are suspected to be and nobody was told of in this round."""
         if round_ != self._round:
             self._round = round_
             self._told.clear()
         for event in events:
-            for kind, found in _suspected(event):
+            for kind, found in (*_suspected(event), *_sunken(event, roster)):
                 if (found.subject, kind) not in self._told:
                     self._told.add((found.subject, kind))
                     yield found
+
+
+def _sunken(event: object, roster: Roster) -> Iterator[tuple[str, Suspicion]]:
+    """Yield a client that is refused again and again for what its updates hold."""
+    if not isinstance(event, UpdateRejected) or not any(map(blames, event.reasons)):
+        return
+    client = event.origin.client
+    reputation = roster.clients[client].reputation
+    if reputation < POOR:
+        what = f"{client} is refused again and again, lately for {', '.join(event.reasons)}: its reputation is {reputation:.2f}"
+        advice = f"`refold show {client}` says why; mend the client, or `refold quarantine ban` it"
+        yield "reputation", Suspicion("reputation", client, "warning", what, advice)
 
 
 def _suspected(event: object) -> Iterator[tuple[str, Suspicion]]:

@@ -19,6 +19,7 @@ from refold.consumers.detectors.reported import Reported
 from refold.consumers.detectors.root import Root
 from refold.consumers.detectors.said import Said
 from refold.consumers.detectors.signs import Signs
+from refold.consumers.detectors.tree import Tree
 from refold.consumers.detectors.twins import Twins
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "Scores",
     "Signs",
     "TensorNorm",
+    "Tree",
     "Twins",
 ]

@@ -21,13 +21,14 @@ from refold.consumers.detectors.ranks import Ranks
 from refold.consumers.detectors.reported import Reported
 from refold.consumers.detectors.root import Root
 from refold.consumers.detectors.signs import Signs
+from refold.consumers.detectors.tree import Tree
 from refold.consumers.detectors.twins import Twins
 from refold.schemas.errors import UsageError
 
 GROUP = "refold.detectors"
 _ALL = (
     *(Norm, TensorNorm, Quantile, Direction, Pattern, Deviation, Signs, Ranks, Twins, Prediction),
-    *(Forest, OneClass, Neighbours, LocalOutlier, Autoencoder, Gan, Reported, Root),
+    *(Forest, OneClass, Neighbours, LocalOutlier, Tree, Autoencoder, Gan, Reported, Root),
 )
 OWN: dict[str, Callable[[], Detector]] = {kind.name: kind for kind in _ALL}
 DEFAULT = ("norm", "tensor-norm", "quantile", "direction", "pattern")

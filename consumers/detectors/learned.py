@@ -50,10 +50,11 @@ class Learned(ABC):
             key = (recent.version, recent.round)
             if key != self._key:
                 self._model = None
-                self._learn(recent.accepted_rows())
+                self._learn(recent)
                 self._key = key
 
-    def _learn(self, rows: Floats) -> None:
+    def _learn(self, recent: Past) -> None:
+        rows = recent.accepted_rows()
         if len(rows) < LEAST_ROWS:
             return
         self._middle = np.median(rows, axis=0)
@@ -71,14 +72,23 @@ class Learned(ABC):
         if self._model is None or len(cohort) < LEAST_COHORT:
             silent = np.zeros(len(cohort))
             return Scores(silent, silent + self.threshold, ("not enough history to learn from",) * len(cohort))
-        rows = self._scaled(_lately(cohort))
-        values = np.clip((self._score(rows) - self._usual[0]) / self._usual[1], -MOST, MOST)
+        found = self._rows(cohort)
+        rows = self._scaled(found)
+        values = np.clip((self._values(cohort, found) - self._usual[0]) / self._usual[1], -MOST, MOST)
         worst = np.abs(rows).argmax(axis=1)
         evidence = tuple(f"most unusual in {NAMES[at]}: {row[at]:+.1f} deviations" for at, row in zip(worst, rows, strict=True))
         return Scores(values, np.full(len(cohort), self.threshold), evidence)
 
     def _scaled(self, rows: Floats) -> Floats:
         return np.asarray(np.clip((rows - self._middle) / self._spread, -20, 20))
+
+    def _rows(self, cohort: Cohort) -> Floats:
+        """Return each client's traits of now and of its last updates as one row."""
+        past = [cohort.recent.rows_of(client, LATELY - 1) if cohort.recent else [] for client in cohort.clients]
+        return np.array([lately([now, *rows]) for now, rows in zip(table(cohort), past, strict=True)])
+
+    def _values(self, cohort: Cohort, rows: Floats) -> Floats:
+        return self._score(self._scaled(rows))
 
     @abstractmethod
     def _fit(self, rows: Floats) -> Any:
@@ -87,9 +97,3 @@ class Learned(ABC):
     @abstractmethod
     def _score(self, rows: Floats) -> Floats:
         """Return how unusual each scaled row is."""
-
-
-def _lately(cohort: Cohort) -> Floats:
-    """Return each client's traits of now and of its last updates as one row."""
-    past = [cohort.recent.rows_of(client, LATELY - 1) if cohort.recent else [] for client in cohort.clients]
-    return np.array([lately([now, *rows]) for now, rows in zip(table(cohort), past, strict=True)])

@@ -33,10 +33,14 @@ def require_torch(detector: str) -> None:
         torch is not installed.
     """
     try:
-        import torch  # noqa: F401 (loaded now, since the first judgement may not take as long)
+        import torch
     except ImportError as error:
         hint = "pip install 'refold[torch]', or leave it out: no other detector needs it"
         raise ConfigurationError(f"the detector {detector!r} needs torch, which is not installed", hint=hint) from error
+    # The first step of an optimizer loads a thousand modules more: now, since a judgement may not take as long.
+    weight = torch.zeros(1, requires_grad=True)
+    weight.sum().backward()
+    torch.optim.Adam([weight]).step()
 
 
 class Dense:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from refold.consumers.detectors.contract import Cohort, Floats
 from refold.consumers.detectors.looks import Look, look_of
@@ -101,6 +102,13 @@ class Past:
         # Newest first; only whole rounds, since what is judged now is in none of them.
         self._rounds = tuple(found for at, found in reversed(recent.rounds.items()) if at < round_)
 
+    def cohorts(self) -> Iterator[tuple[Cohort, npt.NDArray[np.bool_]]]:
+        """Yield each round's updates and which of them were accepted, newest first."""
+        for found in self._rounds:
+            clients = sorted(found.features)
+            features = tuple(map(found.features_of, clients))
+            yield Cohort(0, tuple(clients), features), np.array([found.accepted[client] for client in clients], bool)
+
     def accepted_rows(self) -> Floats:
         """Return the traits of accepted updates, each with its client's last before it: (updates, traits), newest first."""
         rows = [
@@ -129,7 +137,7 @@ class Past:
         return next((found.features_of(client) for found in self._rounds if client in found.features), None)
 
 
-def lately(rows: Sequence[Floats]) -> Floats:
-    """Return the mean of a client's traits, newest first, each older one counting for less."""
+def lately(rows: Sequence[Floats] | Floats) -> Floats:
+    """Return the mean of a client's traits or scores, newest first, each older one counting for less."""
     weights = FADING ** np.arange(len(rows))
     return np.asarray(weights @ np.array(rows) / weights.sum())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from refold.cli.describe import one_line
 from refold.cli.explain import Explained, Facts
 from refold.cli.output import facts, time_text
+from refold.cli.plotting import Point
+from refold.cli.plotting import lines as over_rounds
 from refold.consumers.standing import Standing
 from refold.jsonable import to_json
 from refold.schemas.events import UpdateAccepted, UpdateRejected
@@ -17,7 +20,7 @@ from refold.schemas.keys import key_id
 LAST_VERDICTS = 12
 
 
-def explain_client(found: Facts, client: str) -> Explained:
+def explain_client(found: Facts, client: str, points: Sequence[Point] = ()) -> Explained:
     """Say whether a client takes part, which keys it has, in which sessions it came, and what was decided of what it sent."""
     standing = found.roster.clients.get(client, Standing()) if found.roster is not None else Standing()
     verdicts = [(i, e, ms) for i, e, ms in found.verdicts() if e.origin.client == client]
@@ -35,6 +38,7 @@ def explain_client(found: Facts, client: str) -> Explained:
                 ("sessions", len(sessions)),
                 ("accepted", accepted),
                 ("refused", ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or 0),
+                *over_rounds(points),
             ]
         ),
     ]
@@ -49,6 +53,8 @@ def explain_client(found: Facts, client: str) -> Explained:
         "sessions": [{"index": index, "nonce": nonce.hex()} for index, nonce in sessions],
         "accepted": accepted,
         "refused": dict(reasons),
+        "reputation": standing.reputation,
+        "points": [point.told() for point in points],
         "verdicts": [{"index": i, "time_ms": ms, "type": type(e).__name__, **to_json(e)} for i, e, ms in verdicts],
     }
     return told, lines

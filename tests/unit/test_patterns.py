@@ -84,6 +84,7 @@ def test_every_detector_alone_leaves_honest_clients_alone(rng: np.random.Generat
         ("one-class", "beside"),
         ("neighbours", "beside"),
         ("local-outlier", "beside"),
+        ("tree", "beside"),
         ("pattern", "flip"),
         ("pattern", "beside"),
     ],
