@@ -139,7 +139,7 @@ def train_until_cleaned(federation: Federation, folder: Path) -> float:
         assert not failures, failures
         left = left_in(federation.bus, manifests), left_in(federation.bus, chunks)
         # A manifest's key is its round, a chunk's begins with it.
-        named = {int(key.partition(b"/")[0]) for part in left for key in part.values}
+        named = {int(key.partition(b"/")[0]) for part in left for key in part.values if b"+" not in key}
         return (
             federation.head >= ROUNDS
             and named.isdisjoint(range(1, GONE + 1))
@@ -203,10 +203,11 @@ def test_rounds_are_rebuilt_from_what_the_cleaner_left(federation: Federation, t
         f"of {chunks.span} of snapshot-chunks {chunks.records}; snapshots of rounds {sorted(taken)}"
     )
     assert len(taken) == KEPT + 1
-    assert manifests.live == {str(round_).encode() for round_ in taken}
+    snapshots = {key for key in manifests.values if key.isdigit()}  # Merged steps have other keys, and stay.
+    assert manifests.live & snapshots == {str(round_).encode() for round_ in taken}
     assert chunks.live == set().union(*map(chunks_of, taken.values()))
     # What the cleaner has not come to yet lies in the last segments.
-    assert len(manifests.values) < head
+    assert len(snapshots) < head
     assert len(chunks.values) < head * len(chunks_of(taken[max(taken)]))
 
     oldest, newest = sorted(taken)[1], max(taken)
