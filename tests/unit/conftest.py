@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 thread.start()
             for thread in threads:
                 thread.join()
-            _until(lambda: federation.head == ROUNDS and 2 in federation.history().snapshots)
+            with closing(federation.history()) as history:
+                _until(lambda: history.refresh().head == ROUNDS and 2 in history.snapshots)
     return folder
 
 
