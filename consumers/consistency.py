@@ -205,13 +205,18 @@ class Consistency:
         one that causes it counts on.
         """
         updates = [record for record in records if not is_chunk(record.headers) and not self._is_judged(record)]
-        tried = [record for record in updates if not self._crashes(record) and self._has_payload(record)]
-        for record in tried:
-            self._require_key(record)
+        tried = [record for record in updates if not self._crashes(record) and self._can_be_tried(record)]
         for record in tried:
             self._attempt(record)
         if tried:
             self._producer.flush()
+
+    def _can_be_tried(self, record: Record) -> bool:
+        """Whether there is a payload to decode; raises as `_require_key`."""
+        if not self._has_payload(record):
+            return False
+        self._require_key(record)
+        return True
 
     def _require_key(self, record: Record) -> None:
         """Raise where this server lacks a key that it should have, before that counts as an attempt at the update."""
@@ -231,8 +236,7 @@ class Consistency:
 
     def _check(self, record: Record) -> None:
         place = Place(record.topic, record.partition)
-        if self._crashes(record) and self._has_payload(record):
-            self._require_key(record)
+        if self._crashes(record) and self._can_be_tried(record):
             self._attempt(record)
             self._producer.flush()
             if self._crashes(record) >= MAX_ATTEMPTS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from refold.consumers.features import ZEROS, FeatureExtractor, Features
 from refold.consumers.limits import Limits
@@ -29,6 +30,19 @@ LEAST_OPEN_BYTES = 16 << 20
 
 MAX_MANIFEST_BYTES = 400_000
 """A manifest fits into what consistency says of it, beside its features, and that into one record."""
+
+
+LATELY = 64
+"""So many manifests are remembered as decoded: each is asked for several times on its way, and one that is repeated again and
+again, as long as it takes. What the bytes say does not depend on when they are asked; what counts of it is decided elsewhere."""
+
+SMALL_BYTES = 8 << 10
+"""Larger manifests are not remembered: decoded, each may have some ten times its size."""
+
+
+@lru_cache(maxsize=LATELY)
+def _decoded(value: bytes) -> ClientUpdate:
+    return decode(value, ClientUpdate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +105,7 @@ class Inspector:
             raise InvalidRecord("form", "an empty record")
         if len(value) > MAX_MANIFEST_BYTES:
             raise InvalidRecord("too-large", f"a manifest of {len(value):,} bytes exceeds {MAX_MANIFEST_BYTES:,}")
-        return decode(value, ClientUpdate)
+        return _decoded(value) if len(value) <= SMALL_BYTES else decode(value, ClientUpdate)
 
     def check_claims(self, body: UpdateBody) -> None:
         """Check what the manifest says of itself against the schema.
