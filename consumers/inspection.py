@@ -34,7 +34,7 @@ MAX_MANIFEST_BYTES = 400_000
 
 LATELY = 64
 """So many manifests are remembered as decoded: each is asked for several times on its way, and one that is repeated again and
-again, as long as it takes. What the bytes say does not depend on when they are asked; what counts of it is decided elsewhere."""
+again, all the more. What the bytes say does not depend on when they are asked; what counts of it is decided elsewhere."""
 
 SMALL_BYTES = 8 << 10
 """Larger manifests are not remembered: decoded, each may have some ten times its size."""
