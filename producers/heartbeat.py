@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,8 +34,19 @@ class Vitals:
     parameters_digest: bytes = bytes(32)
 
 
-class HeartbeatThread:
-    """Beats until closed. A beat that cannot be sent is left out: the next one says as much.
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One beat as it goes out: the record's type, whose it is, its number, and its bytes."""
+
+    kind: str
+    sender: str
+    number: int
+    time_ms: int
+    value: bytes
+
+
+class Beating(ABC):
+    """A thread that beats until closed. A beat that cannot be sent is left out: the next one says as much.
 
     What no waiting mends (no right to write there) ends it, and is in `failure` for whoever works beside it.
 
@@ -43,6 +55,66 @@ class HeartbeatThread:
     folder
         On the file system whose room is told; without one no measures of the machine are.
     """
+
+    def __init__(
+        self, bus: Bus, topics: Topics, sender: str, *, interval_s: float, clock: Clock, folder: Path | None = None
+    ) -> None:
+        self.reporter = Reporter(clock, folder)
+        self.failure: ConfigurationError | None = None
+        self._bus = bus
+        self._topics = topics
+        self._interval_s = interval_s
+        self._clock = clock
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"refold-heartbeat-{sender}", daemon=True)
+
+    @abstractmethod
+    def _next(self, lateness_s: float) -> Letter:
+        """Return the next beat, which has a number of its own even if it is never sent."""
+
+    def _run(self) -> None:
+        producer: Producer | None = None
+        planned_s = self._clock.monotonic_s()
+        while not self._stop.is_set():
+            try:
+                producer = producer or self._bus.producer()
+                self._send(producer, self._clock.monotonic_s() - planned_s)
+            except (BusError, TryAgainError) as error:
+                log.debug("a heartbeat was left out: %s", error)
+                self.reporter.lost()
+                producer = None
+            except ConfigurationError as error:
+                log.warning("no more heartbeats: %s", error)
+                self.failure = error
+                return
+            planned_s = self._clock.monotonic_s() + self._interval_s
+            self._stop.wait(self._interval_s)
+        if producer:
+            producer.close()
+
+    def _send(self, producer: Producer, lateness_s: float) -> None:
+        letter = self._next(lateness_s)
+        headers = event_headers(
+            letter.kind,
+            source=self._topics.health,
+            subject=letter.sender,
+            identity=str(letter.number),
+            time_ms=letter.time_ms,
+        )
+        sent_s = self._clock.monotonic_s()
+        producer.send(self._topics.health, letter.value, key=letter.sender.encode(), headers=headers)
+        producer.flush()
+        self.reporter.acknowledged(self._clock.monotonic_s() - sent_s)
+
+    def close(self) -> None:
+        """Stop beating."""
+        self._stop.set()
+        self._thread.join()
+        self.reporter.close()
+
+
+class HeartbeatThread(Beating):
+    """Beats for a client, or (`activity` is `WATCHING`) for who watches its logs."""
 
     def __init__(
         self,
@@ -58,21 +130,14 @@ class HeartbeatThread:
         folder: Path | None = None,
         activity: str = "waiting",
     ) -> None:
+        super().__init__(bus, topics, client, interval_s=interval_s, clock=clock, folder=folder)
         self.vitals = Vitals(session, activity)
-        self.reporter = Reporter(clock, folder)
-        self._bus = bus
-        self._topics = topics
         self._client = client
         self._key = key
         self._session = session
-        self._interval_s = interval_s
         self._properties = properties
-        self._clock = clock
         self._beat = 0
-        self.failure: ConfigurationError | None = None
         self._bare_bytes = len(encode(self._bare()))  # Properties that no record can hold are refused here, not in the thread.
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"refold-heartbeat-{client}", daemon=True)
         self._thread.start()
 
     def begin(self, activity: str) -> None:
@@ -80,44 +145,12 @@ class HeartbeatThread:
         self.vitals.activity = activity
         self.reporter.forget_progress()
 
-    def _run(self) -> None:
-        producer: Producer | None = None
-        planned_s = self._clock.monotonic_s()
-        while not self._stop.is_set():
-            try:
-                producer = producer or self._bus.producer()
-                self._send(producer, self._clock.monotonic_s() - planned_s)
-            except (BusError, TryAgainError) as error:
-                log.debug("a heartbeat was left out: %s", error)
-                self.reporter.lost()
-                producer = None
-            except ConfigurationError as error:
-                self.failure = error
-                return
-            planned_s = self._clock.monotonic_s() + self._interval_s
-            self._stop.wait(self._interval_s)
-        if producer:
-            producer.close()
-
-    def _send(self, producer: Producer, lateness_s: float) -> None:
-        beat = self._signed(lateness_s)
-        self._beat += 1
-        headers = event_headers(
-            "Heartbeat",
-            source=self._topics.health,
-            subject=self._client,
-            identity=str(beat.beat),
-            time_ms=beat.client_time_ms,
-        )
-        value, sent_s = encode(beat), self._clock.monotonic_s()
-        producer.send(self._topics.health, value, key=self._client.encode(), headers=headers)
-        producer.flush()
-        self.reporter.acknowledged(self._clock.monotonic_s() - sent_s)
-
-    def _signed(self, lateness_s: float) -> Heartbeat:
+    def _next(self, lateness_s: float) -> Letter:
         bare = self._bare()
+        self._beat += 1
         beat = replace(bare, condition=self.reporter.condition(lateness_s, BEAT_BYTES - SIGNATURE_BYTES - self._bare_bytes))
-        return replace(beat, signature=self._key.sign(HEARTBEAT_TAG, heartbeat_digest(beat)))
+        beat = replace(beat, signature=self._key.sign(HEARTBEAT_TAG, heartbeat_digest(beat)))
+        return Letter("Heartbeat", self._client, beat.beat, beat.client_time_ms, encode(beat))
 
     def _bare(self) -> Heartbeat:
         vitals = self.vitals
@@ -137,9 +170,3 @@ class HeartbeatThread:
             self._clock.wall_ms(),
             self._key.key_id,
         )
-
-    def close(self) -> None:
-        """Stop beating."""
-        self._stop.set()
-        self._thread.join()
-        self.reporter.close()

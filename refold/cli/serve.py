@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import click
 
+from refold.bus.clock import SystemClock
 from refold.bus.contract import Consumer, Place
 from refold.cli.describe import one_line
 from refold.cli.options import Common, common
@@ -21,6 +23,7 @@ from refold.consumers.delivery import Command, Sink, Webhook
 from refold.consumers.health import HealthSettings
 from refold.consumers.monitoring.policy import HealthPolicy
 from refold.consumers.server import GROUPS, Server
+from refold.consumers.server_heartbeat import ServerHeartbeatThread
 from refold.federation import Federation
 from refold.producers.lineage import LineageReader
 from refold.schemas.canonical import decode
@@ -28,6 +31,7 @@ from refold.schemas.checks import Alert
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import FederationEnded, RoundCommitted
 from refold.schemas.identity import INSECURE
+from refold.schemas.keys import log_key
 
 LOOK_EVERY_S = 0.2
 
@@ -77,7 +81,7 @@ def serve(
         )
         news = Watch(federation, from_end=not until_end)
         try:
-            with stopped_by_signals() as stopped, server, _measured(federation, server, metrics):
+            with stopped_by_signals() as stopped, server, _beating(federation, server), _measured(federation, server, metrics):
                 note(f"serving {federation.name} ({', '.join(groups or GROUPS)}) as {server.member}")
                 while not stopped.is_set() and not server.wait(LOOK_EVERY_S):
                     news.tell()
@@ -95,6 +99,26 @@ def _health_settings(
     policy = HealthPolicy.of(words)
     sinks: list[Sink] = [*map(Webhook, webhooks), *map(Command.of, commands)]
     return HealthSettings(policy, federation.keyring.operator() if policy.ban else None, tuple(sinks))
+
+
+@contextmanager
+def _beating(federation: Federation, server: Server) -> Iterator[None]:
+    """Let the server have heartbeats of its own."""
+    genesis = federation.genesis
+    thread = ServerHeartbeatThread(
+        federation.bus,
+        federation.topics,
+        server.member,
+        server.members,
+        log_key(federation.keyring.secret(genesis.secret_digest)) if genesis.log_keys else None,
+        interval_s=genesis.policy.heartbeat_ms / 1000,
+        clock=SystemClock(),
+        folder=Path.cwd(),
+    )
+    try:
+        yield
+    finally:
+        thread.close()
 
 
 def _measured(federation: Federation, server: Server, where: str | None) -> AbstractContextManager[object]:

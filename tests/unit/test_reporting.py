@@ -212,3 +212,15 @@ def test_a_watched_file_that_turns_into_something_else_ends_its_watch_and_not_th
     assert digest is not None
     assert digest.lines == 1
     reporter.close()
+
+
+def test_heartbeats_keep_to_their_bytes_with_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small run of benchmarks/heartbeat.py; what it costs in time is for the benchmark to say."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    import heartbeat as benchmark
+
+    monkeypatch.setattr(benchmark.reporting, "MEASURE_S", 0.0)
+    found = benchmark.measure(0.6, 0.05)
+    assert found["tells all"]["bytes_mean"] > found["bare"]["bytes_mean"] + 300
+    assert found["logs much"]["bytes_mean"] > found["tells all"]["bytes_mean"]
+    assert found["logs much"]["bytes_most"] <= benchmark.BEAT_BYTES
