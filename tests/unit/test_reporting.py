@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from refold.bus import Place
 from refold.bus.clock import ManualClock, SystemClock
 from refold.bus.memory import MemoryBus
 from refold.bus.topics import Topics
+from refold.producers._gpu import Gpus
 from refold.producers.heartbeat import HeartbeatThread
 from refold.producers.measuring import Meter
 from refold.producers.reporting import BEAT_BYTES, Reporter
@@ -224,3 +227,43 @@ def test_heartbeats_keep_to_their_bytes_with_everything_on(monkeypatch: pytest.M
     assert found["tells all"]["bytes_mean"] > found["bare"]["bytes_mean"] + 300
     assert found["logs much"]["bytes_mean"] > found["tells all"]["bytes_mean"]
     assert found["logs much"]["bytes_most"] <= benchmark.BEAT_BYTES
+
+
+class Nvml:
+    """Stands in for NVML with two GPUs, of which one tells no temperature."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        """Not supported."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if not self._count:
+            raise self.NVMLError("no driver")
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return self._count
+
+    def nvmlDeviceGetHandleByIndex(self, at: int) -> int:  # noqa: N802
+        return at
+
+    def nvmlDeviceGetUtilizationRates(self, at: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(gpu=(20, 90)[at])
+
+    def nvmlDeviceGetMemoryInfo(self, at: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(used=(3, 1)[at], total=4)
+
+    def nvmlDeviceGetTemperature(self, at: int, _which: int) -> int:  # noqa: N802
+        if at == 1:
+            raise self.NVMLError("not supported")
+        return 55
+
+
+def test_of_several_gpus_the_largest_measure_is_told_and_without_a_driver_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(2))
+    assert dict(Gpus().measure()) == {"gpu_used_ratio": 0.9, "gpu_memory_used_ratio": 0.75, "gpu_temperature_celsius": 55.0}
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(0))
+    assert dict(Gpus().measure()) == {}
