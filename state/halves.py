@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,35 @@ HALVES = ("float16", "bfloat16")
 
 _DROPPED = 52 - 7
 """Bits of a float64's fraction that a bfloat16 has no room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bfloat16:
+    """An array of bfloat16 for who has no torch.
+
+    Parameters
+    ----------
+    values
+        float32, each of which a bfloat16 holds.
+    """
+
+    values: npt.NDArray[np.float32]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype's name."""
+        return "bfloat16"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return self.values.shape
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray, shape: Sequence[int]) -> Bfloat16:
+        """Return the array that little-endian bytes are."""
+        bits = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
+        return cls(bits.view(np.float32).reshape(tuple(shape)))
 
 
 def rounded(values: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[Any]:

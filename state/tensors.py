@@ -20,7 +20,7 @@ from refold.schemas.model import (
     ModelSchema,
     TensorSchema,
 )
-from refold.state.halves import HALVES
+from refold.state.halves import HALVES, Bfloat16
 from refold.state.lattice import choose_exponent
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -106,10 +106,14 @@ def _tied(state: Mapping[str, Any]) -> dict[str, str]:
 
 def dtype_of(value: Any) -> str:
     """Return the dtype of an array or a torch tensor by its name."""
+    if isinstance(value, Bfloat16):
+        return value.dtype
     return str(value.dtype).removeprefix("torch.") if hasattr(value, "detach") else str(np.asarray(value).dtype.name)
 
 
 def _array(name: str, value: Any) -> npt.NDArray[Any]:
+    if isinstance(value, Bfloat16):
+        return value.values
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         if dtype_of(value) == "bfloat16":

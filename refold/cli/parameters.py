@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 
 from refold.schemas.errors import ConfigurationError, NotFoundError, UsageError
+from refold.state.halves import Bfloat16
 
 
 def read_parameters(path: Path) -> Mapping[str, Any]:
@@ -38,7 +39,29 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     """Its arrays lie in the file as they are, so that the file's own size bounds them."""
     from safetensors.numpy import load_file
 
-    return dict(load_file(path))
+    try:
+        return dict(load_file(path))
+    except (KeyError, TypeError):  # Its way to say that NumPy has no such dtype.
+        return _read_halves(path)
+
+
+def _read_halves(path: Path) -> dict[str, Any]:
+    """Read a file whose tensors are bfloat16, or some of them."""
+    from safetensors import deserialize
+
+    found: dict[str, Any] = {}
+    for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
+        dtype, shape, data = tensor["dtype"], tensor["shape"], tensor["data"]
+        if dtype == "BF16":
+            found[name] = Bfloat16.from_bytes(data, shape)
+        elif dtype in _OTHERS:
+            found[name] = np.frombuffer(data, _OTHERS[dtype]).reshape(shape)
+        else:
+            raise ValueError(f"{name} has dtype {dtype}")
+    return found
+
+
+_OTHERS = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
 def _read_npz(file: IO[bytes]) -> dict[str, Any]:

@@ -101,3 +101,27 @@ def test_f30_settings_larger_than_any_are_not_read_whole(tmp_path: Path) -> None
         assert tracemalloc.get_traced_memory()[1] < 8 * MIB
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.torch
+def test_a_file_of_bfloat16_is_read_without_torch(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from refold.state.model_state import initial_state
+
+    held = {
+        "w": torch.linspace(-2, 2, 6).reshape(2, 3).bfloat16(),
+        "b": torch.ones(2),
+        "n": torch.tensor(3),
+        "h": torch.ones(2).half(),
+    }
+    save_file(held, tmp_path / "it.safetensors")
+    state = initial_state(read_parameters(tmp_path / "it.safetensors"))
+    assert {tensor.name: tensor.dtype for tensor in state.schema.tensors} == {
+        "w": "bfloat16",
+        "b": "float32",
+        "n": "int64",
+        "h": "float16",
+    }
+    assert all(torch.equal(state.torch()[name], tensor) for name, tensor in held.items())
