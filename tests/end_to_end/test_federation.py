@@ -694,8 +694,9 @@ def test_every_codec_carries_the_training_to_the_model(make: Make, codec: str) -
         world.spawn("ann", lambda task: task.submit(target, num_examples=1))
         world.join(server)
     found = world.federation.rebuild(1).numpy()
-    np.testing.assert_allclose(found["w"], target["w"], atol=0.01)
-    np.testing.assert_allclose(found["b"], target["b"], atol=0.01)
+    # Whatever the codec, a step is rounded to cells of at most a quarter of its spread: half of one may be missing.
+    np.testing.assert_allclose(found["w"], target["w"], atol=0.3 * 1.25 / 8)
+    np.testing.assert_allclose(found["b"], target["b"], atol=0.1 * 1.25 / 8)
     assert int(found["steps"]) == 4
 
 

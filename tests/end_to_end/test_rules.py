@@ -48,7 +48,8 @@ def test_a_rule_bounds_a_liar_and_every_round_can_be_derived_again(
             for client in clients:
                 client.join(60)
         found = federation.rebuild(2).numpy()["w"]
-        assert np.abs(found - 2 * moved).max() < 0.02, found.mean()
+        # Two steps, each rounded to cells of at most a quarter of its spread.
+        assert np.abs(found - 2 * moved).max() <= 2 * moved * 1.25 / 8, found.mean()
         events = [event for entry in read_all(federation.bus, federation.topics.accepted) for event in entry.events]
         assert [event.rule for event in events if isinstance(event, RoundClosed)] == [rule, rule]
         assert not federation.verify().findings
