@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from _health_faults import EXPECTED, Injection
 
 from refold.consumers.monitoring.monitor import Monitor
@@ -16,6 +15,7 @@ from refold.consumers.monitoring.policy import HealthPolicy
 from refold.consumers.monitoring.readings import Pace, Sample
 
 TICK_S = 0.1
+UNWELL = ("degraded", "suspect", "dead")
 GRACE_BEATS = 6.0
 """How long after a fault's end what is said still counts to it: what is smoothed wears off."""
 
@@ -130,7 +130,7 @@ class Score:
     named
         Fault → how often its first word on it had which cause; "" where it said nothing.
     after_beats
-        Time to the first word with a cause, in intervals, of faults that were seen.
+        Time to the first word that the node is not well, in intervals, of faults that were seen.
     right_after_beats
         The same to the first word with the right cause.
     false_dead, false_alarms
@@ -151,10 +151,17 @@ class Score:
         all_ = sum(sum(counter.values()) for counter in self.named.values())
         return sum(self.named[fault][EXPECTED[fault]] for fault in self.named) / max(all_, 1)
 
-    def percentile(self, share: float) -> float:
-        """Return a percentile of the time to the right cause, in intervals; those never named count as infinite."""
+    def detected(self, share: float) -> float:
+        """Return a percentile of the time until a node was called unwell, in intervals; those never seen count as infinite."""
+        return self._percentile(self.after_beats, share)
+
+    def named_right(self, share: float) -> float:
+        """Return the same of the time to the right cause."""
+        return self._percentile(self.right_after_beats, share)
+
+    def _percentile(self, after: Sequence[float], share: float) -> float:
         all_ = sum(sum(counter.values()) for counter in self.named.values())
-        values = sorted(self.right_after_beats) + [math.inf] * (all_ - len(self.right_after_beats))
+        values = sorted(after) + [math.inf] * (all_ - len(after))
         return values[min(len(values) - 1, int(share * len(values)))] if values else math.inf
 
 
@@ -177,20 +184,14 @@ def score(
         first = during[0] if during else None
         named[one.fault][first.cause if first else ""] += 1
         which[one.fault][first.kind if first else ""] += 1
-        if first:
-            after.append((first.at_s - one.from_s) / interval_s)
+        seen = next((word for _, word in window if word.state in UNWELL and word.at_s <= one.until_s), None)
+        if seen:
+            after.append((seen.at_s - one.from_s) / interval_s)
         fit = next((word for word in during if word.cause == EXPECTED[one.fault]), None)
         if fit:
             right_after.append((fit.at_s - one.from_s) / interval_s)
     hurt_s = sum(one.until_s - one.from_s + GRACE_BEATS * interval_s for one in done)
     healthy = (clients * (span_s[1] - span_s[0]) - hurt_s) / interval_s
-    false = [
-        word for number, word in enumerate(said) if number not in explained and word.state in ("degraded", "suspect", "dead")
-    ]
+    false = [word for number, word in enumerate(said) if number not in explained and word.state in UNWELL]
     dead = sum(word.state == "dead" for word in false)
     return Score(named, which, after, right_after, dead, len(false), healthy)
-
-
-def quantiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return median and 99th percentile."""
-    return (float(np.median(values)), float(np.quantile(values, 0.99))) if values else (math.inf, math.inf)

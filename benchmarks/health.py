@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import threading
@@ -151,14 +152,22 @@ def summary(found: Score) -> dict[str, Any]:
     return {
         "faults": sum(sum(counter.values()) for counter in found.named.values()),
         "cause_right": round(found.right, 4),
-        "p50_beats": round(found.percentile(0.5), 2),
-        "p99_beats": round(found.percentile(0.99), 2),
+        "seen": len(found.after_beats),
+        "seen_p50_beats": _rounded(found.detected(0.5)),
+        "seen_p99_beats": _rounded(found.detected(0.99)),
+        "named_p50_beats": _rounded(found.named_right(0.5)),
+        "named_p99_beats": _rounded(found.named_right(0.99)),
         "false_dead": found.false_dead,
         "false_alarms": found.false_alarms,
         "healthy_beats": round(found.healthy_beats),
         "named": {fault: dict(counter) for fault, counter in found.named.items()},
         "kinds": {fault: dict(counter) for fault, counter in found.kinds.items()},
     }
+
+
+def _rounded(beats: float) -> float | None:
+    """Return a time as JSON can hold it; None is never."""
+    return round(beats, 2) if math.isfinite(beats) else None
 
 
 def table_of(found: Score) -> str:
@@ -179,10 +188,15 @@ def save(run: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return a run that was kept, to be judged anew."""
+    """Return a run that was kept."""
     kept = json.loads(path.read_text())
     trace = [(at_s, Sample(**{**s, "session": (s["session"][0], bytes.fromhex(s["session"][1]))})) for at_s, s in kept["trace"]]
-    return {"done": [Injection(**one) for one in kept["done"]], "left_out": kept["left_out"], "said": [], "trace": trace}
+    return {
+        "done": [Injection(**one) for one in kept["done"]],
+        "left_out": kept["left_out"],
+        "said": [Said(**word) for word in kept["said"]],
+        "trace": trace,
+    }
 
 
 def main() -> None:
@@ -196,11 +210,14 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(EXPECTED), metavar="FAULTS", help="these alone; all if not given")
     parser.add_argument("--save", metavar="FOLDER", help="keep the traces")
     parser.add_argument("--replay", metavar="FILE", nargs="*", help="play kept traces to the judges instead")
+    parser.add_argument("--again", action="store_true", help="with --replay: let the monitor of today judge, too")
     parser.add_argument("--json", action="store_true")
     said = parser.parse_args()
     runs = []
     if said.replay:
         runs = [load(Path(path)) for path in said.replay]
+        for run in runs if said.again else ():
+            run["said"] = []
     else:
         for seed in map(int, said.seeds.split(",")):
             only = said.only.split(",")
@@ -217,7 +234,8 @@ def main() -> None:
     for name, found in total.items():
         short = summary(found)
         print(f"\n{name}: {short['faults']} faults, cause right {short['cause_right']:.1%}, ", end="")
-        print(f"named after p50 {short['p50_beats']} and p99 {short['p99_beats']} intervals; ", end="")
+        print(f"{short['seen']} seen after p50 {short['seen_p50_beats']} and p99 {short['seen_p99_beats']} intervals, ", end="")
+        print(f"named right after {short['named_p50_beats']} and {short['named_p99_beats']}; ", end="")
         print(f"{short['false_dead']} false dead, {short['false_alarms']} false alarms in {short['healthy_beats']:,} intervals")
     print(f"\n{table_of(total['refold'])}")
 

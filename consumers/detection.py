@@ -204,14 +204,16 @@ class _Active:
         roster = self.roster
         event = healed(roster.healing, roster.branches, roster.recent, roster.genesis.policy)
         if event is not None:
-            self._alerts.raise_("model", "error", f"going back to round {event.parent}: {event.reason}", "", event.round)
+            self._alerts.raise_(
+                "model", "error", f"going back to round {event.parent}: {event.reason}", "", event.round, kind="rollback"
+            )
             self._commit([event], [])
             return
         choice = roster.healing.choice(roster.branches)
         if choice is not None and choice.alarm is not self._asked_about:
             self._asked_about = choice.alarm
             advice = f"`refold rollback r{choice.parent}` goes back to what was good"
-            self._alerts.raise_("model", "error", choice.alarm.evidence, advice, choice.alarm.round)
+            self._alerts.raise_("model", "error", choice.alarm.evidence, advice, choice.alarm.round, kind="model")
 
     def _obey(self) -> bool:
         """Take the commands that are there, and say which of them cannot be obeyed; return whether any was taken."""

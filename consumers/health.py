@@ -49,7 +49,7 @@ from refold.schemas.updates import TRAIN, WATCHING, Heartbeat
 log = logging.getLogger("refold.health")
 
 LEAST_REPORT_S = 5.0
-MOST_READS = 200
+MOST_READS = 20
 """Polls of `health` in one turn: a flood must not keep the group from its other work."""
 
 

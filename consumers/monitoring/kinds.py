@@ -121,7 +121,10 @@ ALSO = MappingProxyType(
 )
 """Further kinds that the health group writes."""
 
-OF_OTHERS = frozenset({"command", "detector", "deadline", "equivocation", "over-limit", "forgery", "void", "saturated"})
+OF_OTHERS = frozenset({
+    *("command", "detector", "deadline", "equivocation", "over-limit", "forgery"),
+    *("model", "rollback", "void", "saturated"),
+})  # fmt: skip
 """Kinds that the other groups write."""
 
 ALERT_KINDS = frozenset({*KINDS, *ALSO, *OF_OTHERS})

@@ -353,3 +353,14 @@ def test_every_alert_that_is_raised_has_a_kind_that_is_described() -> None:
                 assert said, f"{path.name}:{call.lineno}: an alert without a kind"
                 kinds |= {word.value for word in said if isinstance(word, ast.Constant)}
     assert kinds <= ALERT_KINDS
+
+
+def test_the_compose_file_of_the_watchers_mounts_what_is_there_and_scrapes_where_the_server_listens() -> None:
+    services = yaml.safe_load((ROOT / "docker" / "compose.watch.yaml").read_text())["services"]
+    for mount in (mount for service in services.values() for mount in service.get("volumes", ())):
+        if mount.startswith("./"):
+            assert (ROOT / "docker" / mount.split(":")[0]).exists(), mount
+    scraped = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"][0]
+    port = address(services["server"]["command"][-1])[1]
+    assert scraped["static_configs"][0]["targets"] == [f"server:{port}"]
+    assert scraped["job_name"] == "refold"
