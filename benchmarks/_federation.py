@@ -160,9 +160,10 @@ class Hands:
         self.of = self._deal(setting, rng)
         # The server's own examples come last, as one hand more; no client has them, and no accuracy is measured on them.
         first = len(self.train[1])
-        self.train = tuple(np.concatenate([mine, own[:ROOT]]) for mine, own in zip(self.train, self.test, strict=True))
-        self.test = tuple(part[ROOT:] for part in self.test)
-        self.of.append(np.arange(first, first + ROOT))
+        root = min(ROOT, held // 2)
+        self.train = tuple(np.concatenate([mine, own[:root]]) for mine, own in zip(self.train, self.test, strict=True))
+        self.test = tuple(part[root:] for part in self.test)
+        self.of.append(np.arange(first, first + root))
 
     def _deal(self, setting: Setting, rng: np.random.Generator) -> list[Labels]:
         labels = self.train[1]

@@ -7,6 +7,7 @@ are given flat: the trees are to lean on none of it. Rows come from the same fun
 
     python tools/fit_pattern.py gather --first 1 --count 60     # once for each part, into --cache
     python tools/fit_pattern.py fit                             # and how well it does on federations that it did not see
+    python tools/fit_pattern.py limits                          # those anew, from what `fit` kept
     python tools/fit_pattern.py unseen                          # the same with the attack left out too
 """
 
@@ -200,11 +201,15 @@ def beside(rows: dict[str, Any], odds: Any) -> Any:
 
 
 def limits_of(rows: dict[str, Any], odds: Any) -> Any:
-    """Return for each of `RATES` the log-odds that nine in ten federations exceed with no more of their honest updates."""
+    """Return for each of `RATES` what no more honest updates exceed, in nine of ten federations, and half as many of all.
+
+    A federation is too small to tell rates below a few thousandths apart; all together are not.
+    """
     mine = rows["of"][:, 1] == -1
     federations = rows["of"][mine, 0]
     each = [odds[mine][federations == one] for one in np.unique(federations)]
-    limits = [np.quantile([np.quantile(values, 1 - rate) for values in each], 0.9) for rate in RATES]
+    most = [np.quantile([np.quantile(values, 1 - rate) for values in each], 0.9) for rate in RATES]
+    limits = np.maximum(most, np.quantile(odds[mine], 1 - np.array(RATES) / 2))
     return np.minimum.accumulate(limits)  # Less where more may be refused.
 
 
@@ -239,7 +244,7 @@ def unseen_attacks(rows: dict[str, Any]) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("gather", "unseen", "fit"))
+    parser.add_argument("what", choices=("gather", "fit", "limits", "unseen"))
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--attacks", type=int, default=7, help="for each federation")
@@ -255,6 +260,10 @@ def main() -> int:
     rows = load(options.cache)
     if options.what == "unseen":
         told(rows, unseen_attacks(rows), pattern.Pattern().limit)
+        return 0
+    if options.what == "limits":
+        limits = limits_of(rows, np.load(options.cache / "odds.npz")["odds"])
+        Trees.load(options.out).save(options.out, rates=np.array(RATES), limits=limits)
         return 0
     odds = unseen(rows)
     limits = limits_of(rows, odds)
