@@ -42,7 +42,7 @@ class Pattern:
     """Log-odds that an update is an attack, from its traits and those of the client's last rounds.
 
     They are seen beside the cohort's own. The threshold is what nine in ten federations, seen by trees that did not learn from
-    them, exceed with at most `rate` of their honest updates, and all together with at most half of it. What exceeds the limit of
+    them, exceed with at most `rate` of their honest updates, and all together with half of it. What exceeds the limit of
     `MOST_RATE` supports what others find.
     """
 
