@@ -107,7 +107,7 @@ def decode_checkpoint(data: bytes) -> Any:
     if len(data) < _HEAD.size or not data.startswith(MAGIC):
         raise InvalidRecord("form", "not a client checkpoint")
     _, digest, length = _HEAD.unpack_from(data)
-    if blake3.blake3(data[_HEAD.size - 8 :]).digest() != digest:
+    if blake3.blake3(memoryview(data)[_HEAD.size - 8 :]).digest() != digest:
         raise InvalidRecord("root-digest", "its bytes are not those that were written")
     form, tensors = data[_HEAD.size : _HEAD.size + length], data[_HEAD.size + length :]
     try:
