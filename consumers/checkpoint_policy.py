@@ -271,3 +271,55 @@ class SnapshotRules:
             for round_, why in rule.keeps([other for other in there if other], values).items():
                 found.setdefault(round_, []).append(why)
         return {round_: ", ".join(reasons) for round_, reasons in sorted(found.items())}
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a choice is made by: the rounds that the newest one stands on, newest first and itself left out; those that have a
+    snapshot; readings, the higher the worse; and the last round before the model got worse.
+    """
+
+    past: tuple[int, ...]
+    snapshots: frozenset[int]
+    values: Mapping[int, float]
+    last_good: int
+
+
+class Choosing(Protocol):
+    """Says which round to go back to."""
+
+    def choose(self, known: Known) -> int | None:
+        """Return it, or None where there is none such."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The newest one that a snapshot has whole: the least work, of people and machines."""
+
+    def choose(self, known: Known) -> int | None:
+        """Return it."""
+        return next((round_ for round_ in known.past if round_ in known.snapshots), None)
+
+
+@dataclass(frozen=True, slots=True)
+class LastGood:
+    """The last one before the model got worse, as far as anybody reported of it."""
+
+    def choose(self, known: Known) -> int | None:
+        """Return it."""
+        return known.last_good if known.values and known.last_good in known.past else None
+
+
+@dataclass(frozen=True, slots=True)
+class BestModel:
+    """The one of which the best was reported."""
+
+    def choose(self, known: Known) -> int | None:
+        """Return it."""
+        told = [round_ for round_ in known.past if round_ in known.values]
+        return min(told, key=lambda round_: known.values[round_], default=None)
+
+
+CHOOSING: Mapping[str, Choosing] = {"nearest": Nearest(), "good": LastGood(), "best": BestModel()}
+"""By the word that names each on the command line; any other word names a round by hand."""

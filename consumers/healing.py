@@ -162,6 +162,12 @@ class Healing:
         return 2 * max(margin, self.trial.margin) + 1 if self.trial is not None else margin
 
     @property
+    def last_good(self) -> int:
+        """The last round before the model got worse, or the newest that was found good."""
+        alarm = self.alarm
+        return alarm.last_good if alarm is not None else max(self.watch.last_good, self.own.last_good)
+
+    @property
     def may_act(self) -> bool:
         """Whether the next alarm is answered without a person."""
         return self.policy.mode == AUTOMATIC and self.failed < MOST_TRIALS

@@ -84,6 +84,11 @@ class ModelWatch:
     _good: int = 0
     _chosen: str = ""
 
+    @property
+    def last_good(self) -> int:
+        """The newest round whose reading was found good, or taken before anything is decided."""
+        return self._good
+
     def report(self, client: str, metrics: Mapping[str, float]) -> None:
         """Take what a client says of the model that the open round is built on; what it says of an evaluation comes first."""
         if metrics:

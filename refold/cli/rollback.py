@@ -9,10 +9,13 @@ import click
 from refold.cli.options import Common, common, patient
 from refold.cli.ordering import order
 from refold.cli.output import facts, note, say, say_json
+from refold.consumers.checkpoint_policy import CHOOSING, Known
+from refold.consumers.snapshot_facts import SnapshotFacts
 from refold.federation import Federation
+from refold.producers.history import History
 from refold.producers.lineage import Lineage
 from refold.refs import resolve_round
-from refold.schemas.errors import UsageError
+from refold.schemas.errors import NotFoundError, UsageError
 from refold.schemas.events import RoundCommitted
 from refold.schemas.rollback import RollBack
 
@@ -49,8 +52,9 @@ class Effect:
 @click.option("--dry-run", is_flag=True, help="Say what it would do, and do nothing.")
 @patient("the server has taken it")
 def rollback(common: Common, ref: str, reason: str, dry_run: bool, timeout_s: float | None) -> None:
-    """Go back to the round REF (r120, HEAD~5, a digest) and let training go on from there. Needs the operator's key.
+    """Go back to the round REF and let training go on from there. Needs the operator's key.
 
+    REF is a round (r120, HEAD~5, a digest), or `nearest` to the newest with a snapshot, the last `good` one, or the `best`.
     Nothing is deleted: a new round is opened whose parent is REF, and the rounds after REF stay in the log as a branch that was
     left (`refold log --graph`). Updates that clients made from those are refused without blame. To undo it, go back to what was
     the newest round.
@@ -92,7 +96,7 @@ def effect_of(federation: Federation, ref: str) -> Effect:
     history = federation.history()
     try:
         lineage = history.lineage
-        parent = resolve_round(ref, lineage)
+        parent = _chosen(federation, history, ref) if ref in CHOOSING else resolve_round(ref, lineage)
     finally:
         history.close()
     if parent == lineage.head:
@@ -102,6 +106,24 @@ def effect_of(federation: Federation, ref: str) -> Effect:
     assert digest is not None  # The ref names a round that is there.
     clients, updates = _applied_in(federation, left)
     return Effect(lineage.head + 1, parent, lineage.head, digest.hex(), len(left), updates, clients)
+
+
+def _chosen(federation: Federation, history: History, word: str) -> int:
+    """Return the round that a way of choosing comes to."""
+    facts_ = SnapshotFacts(federation.bus, federation.topics, federation.genesis)
+    try:
+        facts_.follow()
+    finally:
+        facts_.close()
+    lineage = history.lineage
+    past = tuple(sorted(lineage.past() - {lineage.head}, reverse=True))
+    known = Known(past, frozenset(history.snapshots), facts_.log.values, federation.roster().healing.last_good)
+    round_ = CHOOSING[word].choose(known)
+    if round_ is None:
+        raise NotFoundError(
+            f"no round is {word!r}", hint="nothing was reported of any model, or there is no snapshot; name a round"
+        )
+    return round_
 
 
 def _left(lineage: Lineage, parent: int) -> set[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import refold
-from refold.consumers.checkpoint_policy import RecoveryBudget, Since, SnapshotRules
+from refold.consumers.checkpoint_policy import CHOOSING, Known, RecoveryBudget, Since, SnapshotRules
 from refold.schemas.errors import UsageError
 from refold.schemas.plans import settings
 
@@ -71,6 +71,13 @@ def test_spaced_snapshots_are_dense_lately_and_sparse_long_ago() -> None:
 def test_the_policy_that_a_federation_is_made_with_keeps_what_it_always_did() -> None:
     founded = SnapshotRules.founded(refold.SnapshotPolicy(5, 2))
     assert sorted(founded.kept([0, 5, 10, 15, 20], {})) == [0, 15, 20]
+
+
+def test_a_round_to_go_back_to_is_chosen_by_snapshot_by_what_was_good_or_by_what_was_best() -> None:
+    known = Known((9, 8, 7, 6, 0), frozenset({0, 6, 12}), {6: 0.3, 7: 0.1, 8: 0.2, 12: 0.0}, 8)
+    assert {word: choosing.choose(known) for word, choosing in CHOOSING.items()} == {"nearest": 6, "good": 8, "best": 7}
+    nothing = Known((1, 0), frozenset(), {}, 0)
+    assert all(choosing.choose(nothing) is None for choosing in CHOOSING.values())
 
 
 @pytest.mark.parametrize(
