@@ -49,14 +49,21 @@ class Node:
         had = self.had_turn | frozenset(members)
         return replace(self, done=self.done + 1, had_turn=frozenset(members) if had == self.had_turn else had)
 
-    def plan(self, policy: PlanPolicy, round_: int, exponents: tuple[int, ...], living: Collection[str]) -> RoundPlan:
-        """Return the plan of the round that follows."""
+    def plan(
+        self,
+        policy: PlanPolicy,
+        round_: int,
+        exponents: tuple[int, ...],
+        living: Collection[str],
+        known: Collection[str] = (),
+    ) -> RoundPlan:
+        """Return the plan of the round that follows; `living` and `known` as in `plan_turn`."""
         if self.calibration is None:
             return plan_round(policy, round_, exponents, living, progress=self.progress + 1)
         plan = plan_round(policy, round_, exponents, living, progress=self.progress)
         own = dict(self.calibration.config_at(self.done + 1))
         plan = replace(plan, minimum=self.calibration.clients, config=settings({**dict(plan.config), **own}))
-        return plan_turn(plan, living, self.had_turn)
+        return plan_turn(plan, living, self.had_turn, known)
 
 
 @dataclass(slots=True)
@@ -119,10 +126,15 @@ class Branches:
         return self.head - base - sum(round_ - 1 - parent for round_, parent in jumps if round_ > base)
 
     def plan_after(
-        self, policy: PlanPolicy, exponents: tuple[int, ...], living: Collection[str], members: Collection[str]
+        self,
+        policy: PlanPolicy,
+        exponents: tuple[int, ...],
+        living: Collection[str],
+        members: Collection[str],
+        known: Collection[str] = (),
     ) -> RoundPlan:
         """Return the plan of the round after the one that is open, which these clients made."""
-        return self.nodes[self.head].next(members).plan(policy, self.head + 2, exponents, living)
+        return self.nodes[self.head].next(members).plan(policy, self.head + 2, exponents, living, known)
 
     def rolled_back(
         self,

@@ -70,21 +70,28 @@ def _threshold(plan: RoundPlan, policy: PlanPolicy, living: Collection[str]) -> 
     return max(share, draws[policy.minimum - 1] + 1)
 
 
-def plan_turn(plan: RoundPlan, living: Collection[str], had_turn: Collection[str]) -> RoundPlan:
+def plan_turn(plan: RoundPlan, living: Collection[str], had_turn: Collection[str], known: Collection[str] = ()) -> RoundPlan:
     """Return the plan with only as many selected as its minimum, clients that had no turn yet before all others.
 
     Who takes part is a rule and no list. So the plan's seed is chosen by which those drawn first are the ones whose turn it is;
     after `MOST_SEEDS` tries, the one that came nearest to it.
+
+    Parameters
+    ----------
+    known
+        Clients that may take part, whether they are known to live or not: none of these is drawn by accident. The turn goes
+        round all of them where too few are known to live.
     """
-    if len(living) <= plan.minimum:
+    everyone = {*living, *known}
+    if len(everyone) <= plan.minimum:
         return replace(plan, select_below=Everyone)
-    waiting = set(living) - set(had_turn)
-    turn = set(sorted(waiting, key=plan.draw)[: plan.minimum])
-    turn |= set(sorted(set(living) - turn, key=plan.draw)[: plan.minimum - len(turn)])
+    able = set(living) if len(living) >= plan.minimum else everyone
+    turn = set(sorted(able - set(had_turn), key=plan.draw)[: plan.minimum])
+    turn |= set(sorted(able - turn, key=plan.draw)[: plan.minimum - len(turn)])
     best, most = plan, -1
     for number in range(MOST_SEEDS):
         tried = replace(plan, seed=hashlib.blake2b(plan.seed, digest_size=16, salt=number.to_bytes(8, "little")).digest())
-        drawn = sorted(living, key=tried.draw)[: plan.minimum]
+        drawn = sorted(everyone, key=tried.draw)[: plan.minimum]
         found = len(turn.intersection(drawn))
         if found > most:
             best, most = replace(tried, select_below=tried.draw(drawn[-1]) + 1), found

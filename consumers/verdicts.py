@@ -240,7 +240,7 @@ def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClos
         roster.genesis.optimizer,
         roster.genesis.optimizer_settings,
         ruling.closed_by,
-        roster.branches.plan_after(policy, exponents, living, applied),
+        roster.branches.plan_after(policy, exponents, living, applied, roster.active if roster.required else ()),
     )
 
 
