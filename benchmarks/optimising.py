@@ -1,9 +1,9 @@
 """An attacker who knows the rules and optimises against them: what is lost although detection judges every round.
 
 He controls 20 % of the clients, sees every honest update of the round before he sends, and holds a copy of the detector with
-all that it remembers: he may ask it as often as he likes what it would say of any cohort, secret sketches included, so he knows
-more than any real attacker. In each round he tries several directions, each at several strengths, asks for verdicts, and refines
-the best by bisection: what counts is how far those of his updates that would be *accepted* push. He then sends the best.
+all that it remembers: he may ask it as often as he likes what it would say of any cohort, secret sketches included, and so
+knows more than any real attacker. In each round he tries several directions, each at several strengths, asks for verdicts, and
+refines the best by bisection: what counts is how far those of his updates that would be *accepted* push. He sends the best.
 
 - ``accuracy``: directions against the honest mean, from his own updates or as one jittered update of all (as ALIE is), and
   towards what training on flipped labels gives; pushed is the way back along the honest mean.

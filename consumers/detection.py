@@ -255,7 +255,13 @@ class _Active:
                 continue
             if beat.federation == self._topics.federation:
                 beats.append(beat)
-        self._hearing.take(self.roster, beats, self._clock.monotonic_s())
+        before = set(self._hearing.diverged)
+        self._hearing.take(self.roster, beats, self._clock.monotonic_s(), self._rounds.lineage.parameters_digest)
+        for client in self._hearing.diverged.keys() - before:
+            round_ = self._hearing.diverged[client].round
+            what = f"{client} holds another state of round {round_} than the log's"
+            advice = "it fetches the round anew by itself, and its own log says in which tensor and block they differed"
+            self._alerts.raise_(client, "warning", what, advice, self.roster.plan.round, kind="diverged")
 
     def _living(self, now_s: float) -> frozenset[str]:
         """Return the clients that live, may take part, and meet the plan's conditions as far as they have said."""

@@ -8,7 +8,7 @@ holds is enough.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from refold.consumers.liveness import Liveness
@@ -22,6 +22,8 @@ FRESH_BEATS = 2
 
 Place = tuple[tuple[int, bytes], int]
 """A beat's place in its client's life: session and number."""
+
+Known = Callable[[int], bytes | None]
 
 
 @dataclass(slots=True)
@@ -42,10 +44,21 @@ class Hearing:
     ignored: Counter[str] = field(default_factory=Counter)
     verified: int = 0
     unfit: set[str] = field(default_factory=set)
-    _last: dict[str, Place] = field(default_factory=dict)
+    diverged: dict[str, Heartbeat] = field(default_factory=dict)
+    """Clients whose newest beat that was believed tells of another state than the log's, with that beat."""
 
-    def take(self, roster: Roster, beats: Iterable[Heartbeat], now_s: float) -> None:
-        """Take in beats that were just read."""
+    _last: dict[str, Place] = field(default_factory=dict)
+    _known: Known = field(default=lambda _: None)
+
+    def take(self, roster: Roster, beats: Iterable[Heartbeat], now_s: float, known: Known = lambda _: None) -> None:
+        """Take in beats that were just read.
+
+        Parameters
+        ----------
+        known
+            Gives the digest of a round's parameters by the log, or None. One comparison a client, whatever the model's size.
+        """
+        self._known = known
         newest: dict[str, list[Heartbeat]] = {}
         for beat in beats:
             if beat.activity != WATCHING:  # It follows a log, and goes on when the client beside it is dead.
@@ -56,7 +69,7 @@ class Hearing:
             elif client not in roster.active:
                 self.ignored["unknown"] += len(of_client)
                 self._last.pop(client, None)
-            elif not self.liveness.is_fresh(client, FRESH_BEATS, now_s):
+            elif self._news(of_client[-1]) or not self.liveness.is_fresh(client, FRESH_BEATS, now_s):
                 self._listen(roster, client, of_client, now_s)
 
     def _listen(self, roster: Roster, client: str, beats: list[Heartbeat], now_s: float) -> None:
@@ -67,6 +80,14 @@ class Hearing:
                 self._believe(roster, beat, now_s)
                 return
             self.ignored[fault] += 1
+
+    def _differs(self, beat: Heartbeat) -> bool:
+        known = self._known(beat.round)
+        return known is not None and any(beat.parameters_digest) and beat.parameters_digest != known
+
+    def _news(self, beat: Heartbeat) -> bool:
+        """Whether a beat, if it is believed, makes a client one that has diverged, or no longer."""
+        return self._differs(beat) != (beat.client in self.diverged)
 
     def _fault(self, standing: Standing, beat: Heartbeat) -> str:
         place = _place(beat)
@@ -84,6 +105,10 @@ class Hearing:
             self.unfit.add(beat.client)
         else:
             self.unfit.discard(beat.client)
+        if self._differs(beat):
+            self.diverged[beat.client] = beat
+        else:
+            self.diverged.pop(beat.client, None)
 
 
 def _place(beat: Heartbeat) -> Place:

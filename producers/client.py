@@ -17,6 +17,7 @@ from refold.bus.topics import Topics
 from refold.producers.answers import Answers
 from refold.producers.coding import Coded, code
 from refold.producers.heartbeat import HeartbeatThread
+from refold.producers.held_digest import Held, difference
 from refold.producers.held_state import HeldState
 from refold.producers.history import History
 from refold.producers.opening import say_how_clients_are_known, wait_until_open
@@ -233,15 +234,37 @@ class Client:
 
     def _hold(self, round_: int) -> ModelState:
         """Bring the parameters held to a round, by whatever way is there."""
+        self._mend()
         held, self._state = self._state or self._held.read(self._history.lineage), None
+        self._let_go()
         if held is None or held.round != round_:
             held = self._rebuilt(round_, held)
             self._held.write(held)
         self._state = held
         if self._heartbeat:
             digest = self._history.lineage.parameters_digest(round_)
-            self._heartbeat.vitals.round, self._heartbeat.vitals.parameters_digest = round_, digest or bytes(32)
+            vitals = self._heartbeat.vitals
+            vitals.holds = (round_, digest or bytes(32))
+            vitals.held = Held(held, vitals.holds[1], self._clock) if digest else None
         return held
+
+    def _has_diverged(self) -> bool:
+        held = self._heartbeat.vitals.held if self._heartbeat else None
+        return held is not None and held.has_diverged
+
+    def _let_go(self) -> None:
+        """Keep heartbeats from looking at a state that is about to be changed."""
+        if self._heartbeat:
+            self._heartbeat.vitals.held = None
+
+    def _mend(self) -> None:
+        """Let a state go that a heartbeat found to be another than the log's, and say where it differs."""
+        if not self._has_diverged() or self._state is None:
+            return
+        self._let_go()
+        diverged, self._state = self._state, None
+        places = difference(diverged, self._rebuilt(diverged.round, None))
+        log.warning("the state held of round %d is not the log's; it is fetched anew: %s", diverged.round, places)
 
     def _rebuilt(self, round_: int, held: ModelState | None) -> ModelState:
         deadline_s = self._clock.monotonic_s() + self._open_timeout_s
@@ -365,6 +388,8 @@ class Client:
         return self._clock
 
     def _wait_for_news(self) -> None:
+        if self._has_diverged():
+            self._hold(self._history.lineage.head)
         try:
             self.wait_for_news(POLL_S)
         except (BusError, TryAgainError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Producer
 from refold.bus.topics import Topics, event_headers
+from refold.producers.held_digest import Held
 from refold.producers.reporting import BEAT_BYTES, Reporter
 from refold.schemas.canonical import encode
 from refold.schemas.errors import BusError, ConfigurationError, TryAgainError
@@ -30,8 +31,18 @@ class Vitals:
 
     session: tuple[int, bytes]
     activity: str = "waiting"
-    round: int = 0
-    parameters_digest: bytes = bytes(32)
+    holds: tuple[int, bytes] = (0, bytes(32))
+    """The round that it holds and the digest of its parameters by the log: one value, since another thread reads it."""
+
+    held: Held | None = None
+    """What is looked at for the digest that a beat tells; None while it is being changed."""
+
+    def shown(self) -> tuple[int, bytes]:
+        """Return the round and digest of what is held, looked at where it can be."""
+        held, expected = self.held, self.holds
+        found = held.digest() if held is not None else b""
+        # A state that was let go meanwhile may have been half changed when it was looked at.
+        return (held.round, found) if held is not None and self.held is held else expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +175,7 @@ class HeartbeatThread(Beating):
             self._beat,
             int(self._interval_s * 1000),
             vitals.activity,
-            vitals.round,
-            vitals.parameters_digest,
+            *vitals.shown(),
             self._properties,
             self._clock.wall_ms(),
             self._key.key_id,

@@ -123,7 +123,7 @@ ALSO = MappingProxyType(
 
 OF_OTHERS = frozenset({
     *("command", "detector", "deadline", "equivocation", "over-limit", "forgery"),
-    *("model", "rollback", "void", "saturated"),
+    *("model", "rollback", "void", "saturated", "reputation", "diverged"),
 })  # fmt: skip
 """Kinds that the other groups write."""
 

@@ -1,0 +1,106 @@
+"""A node whose state became another than the log's: found by the next heartbeat, named to the block, fetched anew."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refold
+from refold.bus.clock import ManualClock
+from refold.bus.ledger import read_all
+from refold.bus.memory import MemoryBus
+from refold.federation import Federation
+from refold.producers.held_digest import Held, difference
+from refold.producers.task import Task
+from refold.schemas.canonical import decode
+from refold.schemas.checks import Alert
+from refold.schemas.events import UpdateAccepted
+from refold.schemas.keys import SigningKey
+from refold.state.model_state import ModelState
+from refold.testing import eventually
+
+MODEL = {"w": np.zeros((60, 50), "f4"), "b": np.zeros(7, "f4")}
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    with MemoryBus() as bus:
+        plan = refold.Plan(minimum=2, rounds=3, deadline_s=30.0, heartbeat_s=0.05)
+        with refold.create("memory:toy", MODEL, plan=plan, keys=tmp_path, partitions=1, bus=bus) as made:
+            for name in ("ann", "bob"):
+                made.enroll(name, SigningKey.load_or_create(tmp_path / f"{name}.pem").public)
+            yield made
+
+
+def alerts(federation: Federation, kind: str) -> list[Alert]:
+    with federation.bus.consumer() as consumer:
+        consumer.assign([refold.bus.Place(federation.topics.alerts, 0)])
+        found = [decode(record.value or b"", Alert) for record in consumer.poll(0.0)]
+    return [alert for alert in found if alert.kind == kind]
+
+
+def train(task: Task) -> None:
+    rng = np.random.default_rng(task.round)
+    task.submit(
+        {name: array + rng.normal(0.01, 0.01, array.shape).astype("f4") for name, array in task.numpy().items()},
+        num_examples=10,
+    )
+
+
+def test_a_state_that_flipped_in_memory_is_found_named_and_fetched_anew(
+    federation: Federation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = threading.Event()
+    failures: list[BaseException] = []
+
+    def work(name: str) -> None:
+        try:
+            with federation.client(name, key=tmp_path / f"{name}.pem", outbox=tmp_path / name) as client:
+                for task in client.tasks():
+                    if name == "ann" and task.round == 2:
+                        assert client._state is not None
+                        client._state.parameters[0][1234] ^= 1 << 9
+                        told.wait(20.0)
+                    train(task)
+        except BaseException as error:
+            failures.append(error)
+
+    with caplog.at_level(logging.WARNING, "refold.client"), federation.serve():
+        crowd = [threading.Thread(target=work, args=(name,), daemon=True) for name in ("ann", "bob")]
+        for thread in crowd:
+            thread.start()
+        eventually(lambda: bool(failures or alerts(federation, "diverged")), what="an alert of the divergence")
+        told.set()
+        for thread in crowd:
+            thread.join(30.0)
+    assert not failures
+    assert [(alert.subject, alert.kind) for alert in alerts(federation, "diverged")] == [("ann", "diverged")]
+    assert "w block 0" in caplog.text
+    assert "b block" not in caplog.text, "only what differs is named"
+    accepted = [e for entry in read_all(federation.bus, federation.topics.accepted) for e in entry.events]
+    assert {e.origin.base_round for e in accepted if isinstance(e, UpdateAccepted) and e.origin.client == "ann"} == {0, 1, 2}
+    assert federation.head == 3
+
+
+def test_looking_takes_a_bounded_share_of_the_time_and_says_what_it_found_last(federation: Federation) -> None:
+    class Slow(ManualClock):
+        def monotonic_s(self) -> float:
+            self.advance(0.5)
+            return super().monotonic_s()
+
+    schema = federation.genesis.schema
+    held = ModelState(schema, 0, [np.arange(tensor.size, dtype=np.int32) for tensor in schema.tensors])
+    clock = Slow()
+    looked = Held(held, held.parameters_digest, clock)
+    assert looked.digest() == held.parameters_digest
+    true = held.copy()
+    held.parameters[1][3] += 1
+    assert looked.digest() != held.parameters_digest, "half a second of hashing is followed by 25 of rest"
+    assert not looked.has_diverged
+    clock.advance(60.0)
+    assert looked.digest() == held.parameters_digest
+    assert looked.has_diverged
+    assert difference(held, true) == "b block 0"
