@@ -521,6 +521,13 @@ class World:
                 return place
         return -1
 
+    def _is_whole_again(self) -> bool:
+        try:
+            chain, _ = follow(self.topics.accepted, self.records(self.topics.accepted))
+        except KeyError:  # A commit without the events that were written before it.
+            return False
+        return any(step.hash == self._covered_at_loss for step in chain)
+
     def _judge_loss(self) -> None:
         if written := self._written_while_lost:
             self.violations.append(f"a log that lost its tail was gone on with: {written} written, {self._refusals} refused")
@@ -532,7 +539,7 @@ class World:
         """Put back what was lost, as from a copy, and start the servers again."""
         assert self._lost_tail is not None
         # Where the bus repeated the very record that was lost, the log is whole, and whoever went on with it was right.
-        if self._place_of(self._covered_at_loss) < 0:
+        if not self._is_whole_again():
             self._judge_loss()
             log = self.bus._log.partitions[Place(self.topics.accepted, 0)]
             log._records, log.next_offset = self._lost_tail, len(self._lost_tail)
