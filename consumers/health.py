@@ -147,8 +147,9 @@ class Watcher:
         for change in changes:
             if change.state == DEAD:
                 self._logs.failed(change.client, now_s)
-        # 3. What people and policy hear of it.
-        self._tell(changes)
+        # 3. What people and policy hear of it; once the federation has ended, everyone falls silent as they should.
+        if not self._roster.ended:
+            self._tell(changes)
         self._act()
         # 4. The report.
         every_s = max(LEAST_REPORT_S, 2 * self._interval_s)

@@ -268,7 +268,9 @@ class Monitor:
                 self._fell_silent(node, state, beats, phi, together)
 
     def _fell_silent(self, node: Node, state: str, beats: float, phi: float, together: bool) -> None:
-        kind = kinds.CUT_OFF if together or _way_was_bad(node, self.policy) else kinds.SILENT
+        # Those that fell silent together die one by one, and still share their cause.
+        was_cut_off = node.state == SUSPECT and node.kind == kinds.CUT_OFF
+        kind = kinds.CUT_OFF if together or was_cut_off or _way_was_bad(node, self.policy) else kinds.SILENT
         evidence = evidence_of({"silence_beats": beats, "phi": phi})
         # One that is only late may have a slow network as well as a dead process; who was silent for longer is gone.
         cause = NETWORK if kind == kinds.CUT_OFF else NODE if state == DEAD else ""

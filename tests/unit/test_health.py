@@ -281,3 +281,13 @@ def decode_report_node() -> Any:
     from refold.schemas.health import NodeHealth
 
     return NodeHealth("c", "healthy", "", "", 0, 0, 0.0, 0.0, 0, "", "")
+
+
+def test_nobody_is_told_to_be_dead_once_the_federation_has_ended(world: World) -> None:
+    watcher = world.watcher()
+    world.run(watcher, 12)
+    world.federation.end()
+    with SteppedServer(world.federation, clock=world.clock) as server:
+        server.settle()
+    world.run(watcher, 12, without=NAMES)
+    assert world.alerts() == []

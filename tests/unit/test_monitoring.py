@@ -136,6 +136,13 @@ def test_silence_after_a_bad_way_is_the_networks(ward: Ward) -> None:
     assert [(c.state, c.kind, c.cause) for c in ward.run(2, lambda _: None)] == [("suspect", "cut-off", "network")]
 
 
+def test_those_that_fall_silent_together_share_their_cause_to_the_end(ward: Ward) -> None:
+    ward.nodes = NODES[:4]
+    changes = ward.run(8)
+    assert {(change.state, change.cause) for change in changes} == {("suspect", "network"), ("dead", "network")}
+    assert len(changes) == 8
+
+
 def test_beats_that_are_longer_on_the_way_are_late_whatever_the_node_says_of_its_network(ward: Ward) -> None:
     changes = ward.run(3, late_s=0.9)
     assert {(change.kind, change.cause) for change in changes} == {("late", "network")}

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
+import pty
 import re
+import signal
+import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -364,3 +369,23 @@ def test_the_compose_file_of_the_watchers_mounts_what_is_there_and_scrapes_where
     port = address(services["server"]["command"][-1])[1]
     assert scraped["static_configs"][0]["targets"] == [f"server:{port}"]
     assert scraped["job_name"] == "refold"
+
+
+@pytest.mark.parametrize("way", ["q", "ctrl-c"])
+def test_top_on_a_terminal_takes_the_whole_screen_and_gives_it_back(federation: Federation, way: str) -> None:
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "refold", "top", "--bus", federation.url, "--every", "0.2"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as running:
+        os.close(theirs)
+        said = b""
+        with os.fdopen(ours, "r+b", buffering=0) as terminal:
+            while b"q ends" not in said:
+                said += terminal.read(65_536)
+            terminal.write(b"q") if way == "q" else running.send_signal(signal.SIGINT)
+            with suppress(OSError):  # The end of a terminal whose program is gone.
+                while piece := terminal.read(65_536):
+                    said += piece
+        assert running.wait(30) == 0
+    assert said.startswith(b"\x1b[?1049h")
+    assert said.rstrip().endswith(b"\x1b[?1049l")
