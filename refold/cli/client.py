@@ -40,6 +40,7 @@ RETURNS = "submit on the task, or return (state, num_examples) or (state, num_ex
 @click.option("--privacy-delta", type=float, default=1e-5, show_default=True, help="δ of the privacy guarantee.")
 @click.option("--privacy-epsilon", type=float, help="ε that may be spent; beyond it rounds are declined.  [no limit]")
 @click.option("--sealed", is_flag=True, help="Train only with a sealing key: never send an update in the clear.")
+@click.option("--watch-log", metavar="FILE", multiple=True, help="Tell what this log comes to; - is Python's own logging.")
 @click.option("--open-timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for the federation to open.")
 def client(common: Common, name: str, key: str | None, train: str, properties: tuple[str, ...], **chosen: Any) -> None:
     """Run the client NAME until the federation ends.
@@ -65,6 +66,8 @@ def client(common: Common, name: str, key: str | None, train: str, properties: t
             sealed=chosen["sealed"],
         )
         with opened as member:
+            for file in chosen["watch_log"]:
+                member.watch_log(None if file == "-" else file)
             _work(member, function)
             if member.privacy is not None:
                 note(f"privacy: ε {member.privacy.epsilon():.3g} spent at δ {member.privacy.setting.delta:g}")

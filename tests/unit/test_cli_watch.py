@@ -104,7 +104,8 @@ def _beats(federation: Federation) -> list[Heartbeat]:
     with federation.bus.consumer() as consumer:
         consumer.assign([Place(topic, p) for p in range(federation.bus.topics()[topic].partitions)])
         while time.monotonic() < deadline_s:
-            found += [decode(record.value or b"", Heartbeat) for record in consumer.poll(0.1)]
+            said = [decode(record.value or b"") for record in consumer.poll(0.1)]
+            found += [beat for beat in said if isinstance(beat, Heartbeat)]
             if any(beat.condition and beat.condition.log and beat.condition.log.errors for beat in found):
                 return found
     raise AssertionError("no beat told of the error")
@@ -114,3 +115,30 @@ def test_f40_a_federation_that_knows_its_clients_wants_the_key(federation: Feder
     said = refold_("watch", str(path), "--name", "ann", "--bus", federation.bus.url)
     assert said.code == 78
     assert "--key" in said.err
+
+
+def test_a_client_on_the_command_line_tells_its_logs(
+    refold_: Shell, tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains one round; what its function logs, and what is appended to a file, is in its beats."""
+    url = f"sqlite:{tmp_path}/two.db"
+    plan = refold.Plan(minimum=1, rounds=1, heartbeat_s=0.05)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logging_train.py").write_text(
+        "import logging, time\n"
+        "def train(task):\n"
+        "    logging.getLogger('mine').error('cannot read shard 3')\n"
+        f"    with open({str(path)!r}, 'a') as log:\n        log.write('FATAL of the file\\n')\n"
+        "    time.sleep(0.3)\n"
+        "    return {name: value + 1 for name, value in task.numpy().items()}, 1\n"
+    )
+    with refold.create(url, {"w": np.zeros(3, "f4")}, plan=plan) as made:
+        made.enroll("ann", SigningKey.load_or_create(tmp_path / "ann.pem").public)
+        with made.serve():
+            words = ("client", "ann", "--key", "ann.pem", "--train", "logging_train:train", "--watch-log", "-")
+            said = refold_(*words, "--watch-log", str(path), "--bus", url)
+        assert said.code == 0, said.err
+        beats = _beats(made)
+    told = {line for beat in beats if beat.condition and beat.condition.log for line in beat.condition.log.error_lines}
+    assert told <= {"mine: cannot read shard 3", "FATAL of the file"}
+    assert told
