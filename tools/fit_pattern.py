@@ -5,7 +5,7 @@ crowd and share of bad clients, and each is seen without an attack and under som
 bad clients go half of the way only, some begin late; some federations lose the coordinates that no honest client changes, some
 are given flat: the trees are to lean on none of it. Rows come from the same function by which the detector judges.
 
-    python tools/fit_pattern.py gather --first 1 --count 60     # once for each part, into --cache
+    python tools/fit_pattern.py gather                          # or in parts by --first and --count, into --cache
     python tools/fit_pattern.py fit                             # and how well it does on federations that it did not see
     python tools/fit_pattern.py limits                          # those anew, from what `fit` kept
     python tools/fit_pattern.py unseen                          # the same with the attack left out too
@@ -246,8 +246,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("gather", "fit", "limits", "unseen"))
     parser.add_argument("--first", type=int, default=1)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--attacks", type=int, default=7, help="for each federation")
+    parser.add_argument("--count", type=int, default=140)
+    parser.add_argument("--attacks", type=int, default=8, help="for each federation")
     parser.add_argument("--every", type=int, default=2, help="rounds, of those under attack")
     parser.add_argument("--cache", type=Path, default=Path("build/pattern"))
     parser.add_argument("--out", type=Path, default=OUT)
