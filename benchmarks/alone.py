@@ -1,6 +1,6 @@
 """Each learned detector alone: how well its scores rank, beside its textbook form and beside the plain z over the same traits.
 
-The rounds are those of `detection.py` (the model moves by honest updates alone): 20 clients, 30 % of them bad, dealt evenly
+The rounds are those of `detection.py` (the model moves by honest updates alone): 20 clients for 14 rounds, 30 % of them bad, dealt evenly
 and by Dirichlet 0.5 and 0.1. A detector sees what itself accepted before; its scores count from round 6 on, as all judges' do.
 ``tree, this attack left out`` is fitted without the injected fault that is most like the attack it is then asked about.
 
@@ -37,7 +37,7 @@ def measure(options: argparse.Namespace, judges: list[str]) -> list[dict[str, An
     for kind in options.kinds.split(","):
         data, model = kind.split("-")
         for alpha in ALPHAS[:1] if options.quick else ALPHAS:
-            setting = Setting(data, model, alpha=alpha, bad=0.3, seed=options.first_seed, rounds=8 if options.quick else 20)
+            setting = Setting(data, model, alpha=alpha, bad=0.3, seed=options.first_seed, rounds=8 if options.quick else 14)
             course = course_of(setting, options.cache)
             for attack in ("", *ATTACKS[:2]) if options.quick else ("", *ATTACKS):
                 for name in judges:

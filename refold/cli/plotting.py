@@ -112,7 +112,7 @@ def lines(points: Sequence[Point], most: int = 60) -> list[tuple[str, str]]:
     return [
         ("verdicts", "".join("·" if point.accepted else "×" for point in last) + f"  {rounds}, × refused"),
         ("norm", _blocks([np.log(point.norm + TINY) for point in last]) + f"  {last[-1].norm:.3g} times the median"),
-        ("cosine", _blocks([point.cosine for point in last], (-1.0, 1.0)) + f"  {last[-1].cosine:.2f} to the others"),
+        ("cosine", _blocks([point.cosine for point in last], (-1.0, 1.0)) + f"  {last[-1].cosine:.2f} to the middle of all"),
         ("reputation", _blocks([point.reputation for point in last], (0.0, 1.0)) + f"  {last[-1].reputation:.2f}"),
     ]
 
@@ -144,7 +144,7 @@ def draw(points: Sequence[Point], client: str, path: Path) -> None:
     axes = figure.subplots(3, 1, sharex=True)
     series = (
         ("norm / median", [p.norm for p in points]),
-        ("cosine to the others", [p.cosine for p in points]),
+        ("cosine to the middle", [p.cosine for p in points]),
         ("reputation", [p.reputation for p in points]),
     )
     for axis, (name, values) in zip(axes, series, strict=True):
