@@ -1,7 +1,8 @@
 """Each learned detector alone: how well its scores rank, beside its textbook form and beside the plain z over the same traits.
 
-The rounds are those of `detection.py` (the model moves by honest updates alone): 20 clients for 14 rounds, 30 % of them bad, dealt evenly
-and by Dirichlet 0.5 and 0.1. A detector sees what itself accepted before; its scores count from round 6 on, as all judges' do.
+The rounds are those of `detection.py` (the model moves by honest updates alone): 20 clients for 14 rounds, 30 % of them bad,
+dealt evenly and by Dirichlet 0.5 and 0.1. A detector sees what itself accepted before; its scores count from round 6 on, as all
+judges' do.
 ``tree, this attack left out`` is fitted without the injected fault that is most like the attack it is then asked about.
 
 Seeds from 3001 on took no part in any choice of these detectors, on either kind of data; seed 1 of both did.
