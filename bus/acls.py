@@ -74,6 +74,7 @@ ROLES: Mapping[str, tuple[Grant, ...]] = {
     "server": (
         Grant(("Read",), TOPIC, tuple(KEPT), "judges, sums, prunes, goes on where the log ends"),
         Grant(("Write",), TOPIC, WRITTEN_BY_SERVERS, "writes verdicts, rounds and what they name"),
+        Grant(("Write",), TOPIC, ("commands",), "says what it found out of the model; orders need an operator's signature"),
         Grant(("Delete",), TOPIC, ("updates", "checked", *PRUNED), "deletes what is judged, and payloads by policy"),
         Grant(("DescribeConfigs",), TOPIC, tuple(KEPT), "refuses to start on topics that lose data"),
         Grant(("Read",), GROUP, (*SERVING, "attached.alert-delivery"), "shares the work with other servers"),
