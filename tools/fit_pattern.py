@@ -39,7 +39,7 @@ NAMES = tuple(name for name in ATTACKS if name not in HELD_OUT)
 CROWDS = ((20, 1.0), (20, 1.0), (50, 0.3), (12, 1.0), (30, 0.6), (16, 0.8))
 FIRST_STALE = 3
 TREES = 250
-FOLDS, FEWER_TREES = 2, 100
+FOLDS, FEWER_TREES = 2, 60
 RATES = (0.0001, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
 KIN = {
     "sign-flip-x5": "sign-flip",
