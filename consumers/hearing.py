@@ -48,6 +48,7 @@ class Hearing:
     """Clients whose newest beat that was believed tells of another state than the log's, with that beat."""
 
     _last: dict[str, Place] = field(default_factory=dict)
+    _looked_s: dict[str, float] = field(default_factory=dict)
     _known: Known = field(default=lambda _: None)
 
     def take(self, roster: Roster, beats: Iterable[Heartbeat], now_s: float, known: Known = lambda _: None) -> None:
@@ -69,7 +70,7 @@ class Hearing:
             elif client not in roster.active:
                 self.ignored["unknown"] += len(of_client)
                 self._last.pop(client, None)
-            elif self._news(of_client[-1]) or not self.liveness.is_fresh(client, FRESH_BEATS, now_s):
+            elif not self.liveness.is_fresh(client, FRESH_BEATS, now_s) or self._is_news(of_client[-1], roster, now_s):
                 self._listen(roster, client, of_client, now_s)
 
     def _listen(self, roster: Roster, client: str, beats: list[Heartbeat], now_s: float) -> None:
@@ -85,9 +86,15 @@ class Hearing:
         known = self._known(beat.round)
         return known is not None and any(beat.parameters_digest) and beat.parameters_digest != known
 
-    def _news(self, beat: Heartbeat) -> bool:
-        """Whether a beat, if it is believed, makes a client one that has diverged, or no longer."""
-        return self._differs(beat) != (beat.client in self.diverged)
+    def _is_news(self, beat: Heartbeat, roster: Roster, now_s: float) -> bool:
+        """Whether a beat, if it is believed, makes a client one that has diverged, or no longer; once an interval.
+
+        Who floods with forged beats can make no more signatures be checked than that.
+        """
+        if self._differs(beat) == (beat.client in self.diverged):
+            return False
+        last_s, self._looked_s[beat.client] = self._looked_s.get(beat.client, -1e9), now_s
+        return now_s - last_s >= roster.plan.heartbeat_ms / 1000
 
     def _fault(self, standing: Standing, beat: Heartbeat) -> str:
         place = _place(beat)

@@ -156,3 +156,22 @@ def test_the_digest_of_a_beats_bytes_is_the_digest_of_the_beat(with_condition: b
     )
     twice = replace(made, properties=(("copy", "x"),), session_nonce=made.signature[:8])
     assert encoded_heartbeat_digest(encode(twice), twice) == heartbeat_digest(twice)
+
+
+def test_a_beat_that_tells_of_another_state_is_listened_to_at_once_and_a_forged_one_is_not_believed() -> None:
+    known, to, hearing = bytes([1]) * 32, roster(), Hearing(Liveness())
+    for number, (digest, key, diverged) in enumerate(
+        [(known, KEY, set()), (bytes([2]) * 32, OTHER, set()), (bytes([2]) * 32, KEY, {"ann"}), (known, KEY, set())]
+    ):
+        made = signed(beat(number, parameters_digest=digest), key)
+        hearing.take(to, [made], 100.0 + number, lambda round_: known if round_ == 0 else None)
+        assert set(hearing.diverged) == diverged, number
+
+
+def test_forged_beats_of_other_states_cost_one_signature_an_interval() -> None:
+    to, hearing = roster(), Hearing(Liveness())
+    hearing.take(to, [signed(beat(0, parameters_digest=bytes([1]) * 32))], 100.0, lambda _: bytes([1]) * 32)
+    for number in range(1, 50):
+        forged = signed(beat(number, parameters_digest=bytes([2]) * 32), OTHER)
+        hearing.take(to, [forged], 100.0 + number / 1000, lambda _: bytes([1]) * 32)
+    assert hearing.verified == 2
