@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refold.producers.client import Client
+from refold.producers.enrolment import read_token, request_key
 from refold.producers.task import Task
 from refold.schemas.errors import StorageFullError, TryAgainError
 from refold.schemas.events import Receipt
+from refold.schemas.keys import SigningKey
 from tests.simulation.bus import SimBus
 from tests.simulation.disk import Disk, SimOutbox
 from tests.simulation.scheduler import Process
@@ -108,6 +110,7 @@ class Life:
         outbox = WatchedOutbox(world, self.process, self.disk)
         outbox.notes = world.notes
         key = world.kit.key(self.name)
+        self._enrol()
         client = WatchedClient(SimBus(world, self.process), world.topics, self.name, key, outbox)  # type: ignore[arg-type]
         client.notes = world.notes
         with client:
@@ -115,6 +118,17 @@ class Life:
                 if self.reports:
                     world.notes.asked(self.name, task)
                 self._answer(client, task)
+
+    def _enrol(self) -> None:
+        """Ask for the key by the token, if this client was given one; every life does so again."""
+        world = self.world
+        if not world.token or self.name != world.scenario.clients[0]:
+            return
+        said = read_token(world.token)
+        bus = SimBus(world, self.process)
+        key, clock = world.kit.key(self.name), world.scheduler.clock
+        request_key(bus, world.topics, self.name, SigningKey.from_seed(said.seed), key, clock=clock)  # type: ignore[arg-type]
+        world.rare["enrolled by a token"] += 1
 
     def _answer(self, client: WatchedClient, task: Task) -> None:
         scheduler = self.world.scheduler

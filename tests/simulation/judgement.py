@@ -11,10 +11,12 @@ from refold.bus.topics import is_chunk
 from refold.producers.history import History
 from refold.schemas.canonical import decode
 from refold.schemas.codec import decode_raw
+from refold.schemas.erasure import DeltasPruned
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import Genesis, RolledBack, RoundClosed, RoundCommitted, SnapshotTaken, UpdateAccepted
 from refold.schemas.layout import Layout
 from refold.schemas.rollback import ROLLED_BACK
+from refold.state.delta import TOPK
 from tests.checker import Findings, Log, check_log, follow
 from tests.checker.chain import events_of
 from tests.simulation.world import World
@@ -25,7 +27,7 @@ def judge(world: World) -> Findings:
     topics = world.topics
     rounds, _ = follow(topics.rounds, world.records(topics.rounds))
     accepted, stale = follow(topics.accepted, world.records(topics.accepted))
-    log = Log(accepted, rounds, world.sent, _chunks(world, topics.deltas), _chunks(world, topics.steps), stale)
+    log = Log(accepted, rounds, world.sent, _deltas(world), _chunks(world, topics.steps), stale)
     findings = check_log(log)
     _count(world, log)
     findings.violations = [*world.violations, *findings.violations]
@@ -34,6 +36,7 @@ def judge(world: World) -> Findings:
         progress = _progress(log)
         findings.demand(progress == world.scenario.rounds, f"I11: {progress} rounds of {world.scenario.rounds} on the branch")
         _check_shown(findings, log, world)
+        _check_pruned(findings, log, world)
         _check_authentic(findings, log, world)
         _check_asked_again(findings, world)
         _check_snapshots(findings, log, world)
@@ -64,10 +67,33 @@ def _count(world: World, log: Log) -> None:
     closed = [event for event in events_of(log.accepted) if isinstance(event, RoundClosed)]
     late = [member for event in closed for member in event.members if base.get(member.digest, event.round) + 1 < event.round]
     world.rare["stale update accepted"] += len(late)
+    world.rare["sparse update accepted"] += sum(
+        event.codec == TOPK for event in events_of(log.accepted) if isinstance(event, UpdateAccepted)
+    )
     backs = [event for event in events_of(log.accepted) if isinstance(event, RolledBack)]
     world.rare["rolled back"] += len(backs)
     seen = {event.round for event in backs}
     world.rare["rolled back across a rollback"] += sum(any(b.parent < r < b.round for r in seen) for b in backs)
+
+
+def _deltas(world: World) -> dict[bytes, bytes]:
+    """Return all chunks that ever lay in `deltas`, for the fold: what is pruned was there when its round was made."""
+    return world.deltas_seen
+
+
+def _check_pruned(findings: Findings, log: Log, world: World) -> None:
+    """What was pruned is of rounds that may go; payloads of all others are there."""
+    pruned = [event for event in events_of(log.accepted) if isinstance(event, DeltasPruned)]
+    world.rare["pruned"] += len(pruned)
+    before, there = max((event.before_round for event in pruned), default=0), _chunks(world, world.topics.deltas)
+    payloads = {e.origin.digest: e.payload for e in events_of(log.accepted) if isinstance(e, UpdateAccepted)}
+    made = [event for event in events_of(log.accepted) if isinstance(event, RoundClosed | RolledBack)]
+    findings.demand(before <= len(made) + 1 - world.scenario.keep_rounds, f"pruned too much: below round {before}")
+    for event in made:
+        members = event.members if isinstance(event, RoundClosed) and event.round >= before else ()
+        kept = [payloads[member.digest] for member in members]
+        needed = {digest for payload in kept if payload and payload.inline is None for digest in payload.chunks}
+        findings.demand(needed <= there.keys(), f"round {event.round}'s payloads were pruned, and they may not go")
 
 
 def _chunks(world: World, topic: str) -> dict[bytes, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from refold.state.delta import TOPK
 from tests.simulation.faults import Fault
 
 BATCH_FATES = (
@@ -68,6 +69,7 @@ TIMED = {
     "compact": 2,
     "lose tail": 2,
 }
+DAMAGE = "damage snapshot"
 ROLL_BACK = "roll back"
 LAST_S = 9.0
 """Timed faults begin before this."""
@@ -93,6 +95,10 @@ class Scenario:
         How likely an actor is interrupted between two of its steps.
     counter
         What the model's counter begins with; near its end a round may be void.
+    keep_rounds
+        Of so many rounds, the newest, payloads are kept; 0 keeps all.
+    has_token
+        The first client enrols its key by itself, with a one-time token.
     """
 
     seed: int
@@ -117,6 +123,8 @@ class Scenario:
     switching: float
     session_s: float
     counter: int
+    keep_rounds: int
+    has_token: bool
     faults: tuple[Fault, ...]
 
     @property
@@ -149,6 +157,8 @@ def scenario(seed: int) -> Scenario:
         training_s = (chance.uniform(2.0, 5.0), *training_s[1:])
     is_async = chance.random() < 0.25
     has_adversary = chance.random() < 0.6
+    later = random.Random(f"later {seed}")  # Of its own, so that every other choice of a seed stays what it was.
+    is_sparse, damages = later.random() < 0.15, later.random() < 0.15
     return Scenario(
         seed=seed,
         servers=chance.choice(LAYOUTS),
@@ -163,7 +173,7 @@ def scenario(seed: int) -> Scenario:
         buffer=_buffer(seed, clients) if is_async else 0,
         evaluate_every=chance.choice((0, 0, 1, 2)),
         share=chance.choice((1.0, 1.0, 0.6)),
-        codec=chance.choice(("grid", "grid", "exact", "float32")),
+        codec=_codec(chance.choice(("grid", "grid", "exact", "float32")), is_sparse=is_sparse),
         optimizer=chance.choice(("fedavg", "fedavg", "fedavg", "fedadam", "fedavgm")),
         defence=chance.choice(("consistency", "consistency", "consistency", "all")),
         snapshots=(chance.choice((1, 1, 2)), chance.choice((1, 2))),
@@ -172,7 +182,22 @@ def scenario(seed: int) -> Scenario:
         switching=chance.choice((0.0, 0.02, 0.1)),
         session_s=chance.choice((2.5, 4.0)),
         counter=chance.choice((0, 0, 0, 60, 120)),
-        faults=tuple(_fault(chance, has_adversary) for _ in range(chance.choice((0, 2, 4, 6, 8, 10, 12)))) + _rollbacks(seed),
+        keep_rounds=later.choice((0, 0, 0, 1, 2)),
+        has_token=later.random() < 0.2,
+        faults=tuple(_fault(chance, has_adversary) for _ in range(chance.choice((0, 2, 4, 6, 8, 10, 12))))
+        + _rollbacks(seed)
+        + (_damages(later) if damages else ()),
+    )
+
+
+def _codec(drawn: str, *, is_sparse: bool) -> str:
+    return TOPK if is_sparse else drawn
+
+
+def _damages(chance: random.Random) -> tuple[Fault, ...]:
+    """Return when bits of snapshots are flipped."""
+    return tuple(
+        Fault(DAMAGE, "", 0, chance.uniform(1.0, LAST_S), 0.0, chance.randrange(1 << 16)) for _ in range(chance.choice((1, 3)))
     )
 
 

@@ -6,7 +6,7 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import blake3
@@ -26,6 +26,7 @@ from refold.schemas.errors import BusError, FencedError, IntegrityError, Invalid
 from refold.schemas.events import RoundCommitted
 from refold.schemas.rollback import RollBack
 from refold.schemas.updates import ClientUpdate
+from refold.state.delta import TOPK
 from refold.state.optimizers import FedAdam, FedAvg, FedAvgM
 from tests.checker import Kept, follow
 from tests.simulation.adversary import LIAR, Adversary
@@ -87,6 +88,8 @@ class World:
         self.sent: list[Kept] = []
         self.updates_seen: list[Record] = []
         self.chunks_seen: list[Record] = []
+        self.deltas_seen: dict[bytes, bytes] = {}
+        self.token = ""
         self.late_commits: list[bytes] = []
         self.lines: list[str] | None = [] if verbose else None
         self._trace = blake3.blake3()
@@ -134,6 +137,7 @@ class World:
             buffer=scenario.buffer or None,
             heartbeat_s=1.0,
             codec=scenario.codec,
+            density=0.25 if scenario.codec == TOPK else None,
         )
         federation = refold.create(
             f"memory:{NAME}",
@@ -148,7 +152,13 @@ class World:
             bus=self.bus,
         )
         for name in (*scenario.clients, LIAR) if scenario.has_adversary else scenario.clients:
-            federation.enroll(name, self.kit.key(name).public)
+            if scenario.has_token and name == scenario.clients[0]:
+                self.token = federation.token(name)
+            else:
+                federation.enroll(name, self.kit.key(name).public)
+        self.deltas_seen = {self.digest_of(record): record.value or b"" for record in self.records(self.topics.deltas)}
+        if scenario.keep_rounds:
+            federation.prune(keep_rounds=scenario.keep_rounds)
 
     def _is_over(self) -> bool:
         if self.scheduler.now_s > FAULTS_END_S:
@@ -278,6 +288,8 @@ class World:
         return offsets
 
     def _keep(self, record: Record) -> None:
+        if record.topic == self.topics.deltas:
+            self.deltas_seen[self.digest_of(record)] = record.value or b""
         if record.topic != self.topics.updates:
             return
         if is_chunk(record.headers):
@@ -382,6 +394,8 @@ class World:
                 self._move_offsets(fault)
             case "compact":
                 self.bus.compact()
+            case "damage snapshot":
+                self._damage_snapshot(fault.pick)
             case "lose tail":
                 self._lose_tail(fault)
             case "roll back":
@@ -471,6 +485,20 @@ class World:
 
         self.scheduler.spawn(process, process.name, take_part)
         self.scheduler.at(self.scheduler.now_s + span_s, lambda: self.scheduler.kill(process))
+
+    def _damage_snapshot(self, pick: int) -> None:
+        """Flip a bit of a record that a snapshot is made of, but of no manifest and not of round 0's.
+
+        The initial state may be nowhere else; everything that was made of it can be made again.
+        """
+        found = [r for r in self.records(self.topics.snapshot_chunks) if r.value and not (r.key or b"").startswith(b"0/")]
+        if found:
+            record = found[pick % len(found)]
+            value = bytearray(record.value or b"")
+            value[pick % len(value)] ^= 1 << pick % 8
+            log = self.bus._log.partitions[Place(record.topic, record.partition)]
+            log._records[log._records.index(record)] = replace(record, value=bytes(value))
+            self.rare["snapshot damaged"] += 1
 
     def _lose_tail(self, fault: Fault) -> None:
         """Kill all servers and cut `accepted` shorter than what `rounds` covers; see them refuse; mend it."""
