@@ -1,10 +1,9 @@
 """A federation whose clients seal their updates learns the same, and one that is erased leaves no readable delta behind."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import blake3
@@ -15,6 +14,7 @@ import refold
 from refold.bus.contract import Place
 from refold.bus.payloads import PayloadReader
 from refold.bus.ranges import records_in
+from refold.cli import run
 from refold.cli.doctor import symptoms
 from refold.consumers.attempts import MAX_ATTEMPTS
 from refold.consumers.detection import Detection
@@ -352,13 +352,14 @@ def test_random_bytes_are_a_payload_like_any_other_to_the_bounds(
 # The command line.
 
 
-def test_seal_and_erase_on_the_command_line(sealed: Path, tmp_path: Path) -> None:
+def test_seal_and_erase_on_the_command_line(sealed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(shutil.copytree(sealed, tmp_path / "copy"))
     bus = f"sqlite:{folder}/fed.db"
 
-    def refold_(*words: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "refold", *words, "--bus", bus]
-        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    def refold_(*words: str) -> SimpleNamespace:
+        code = run([*words, "--bus", federation.url])
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
 
     with refold.connect(bus) as federation, federation.serve():
         said = refold_("seal", "ann")

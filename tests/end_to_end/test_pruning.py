@@ -1,11 +1,10 @@
 """Pruning of payloads by policy: announced before it is done, done again after a crash, and rebuilds stay as they were."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 import refold
 from refold.bus.contract import Place
 from refold.bus.ranges import records_in
+from refold.cli import run
 from refold.consumers import detection
 from refold.consumers.pruning import PruningLog, _first_needed, plan_pruning
 from refold.federation import Federation
@@ -190,10 +190,11 @@ def test_the_log_says_what_is_due() -> None:
 # The command line.
 
 
-def test_prune_on_the_command_line(federation: Federation) -> None:
-    def refold_(*words: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "refold", *words, "--bus", federation.url]
-        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+def test_prune_on_the_command_line(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
+    def refold_(*words: str) -> SimpleNamespace:
+        code = run([*words, "--bus", federation.url])
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
 
     assert refold_("prune").returncode == 2
     assert refold_("prune", "--before", "r9", "--timeout", "1").returncode == 4
