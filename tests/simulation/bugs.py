@@ -15,8 +15,8 @@ import numpy as np
 
 import refold.bus.payloads
 import refold.consumers.intake
-from refold.bus.contract import Place
-from refold.bus.ledger import LedgerWriter
+from refold.bus.contract import Place, Record
+from refold.bus.ledger import Appended, LedgerWriter
 from refold.consumers import aggregation, detection
 from refold.consumers.branches import Branches
 from refold.consumers.consistency import Consistency
@@ -179,6 +179,28 @@ def lost_tail_unnoticed(patch: Patch) -> None:
     patch(aggregation._Active, "_require_covered", lambda self: None)
 
 
+def commit_counted_before_read_back(patch: Patch) -> None:
+    """Take one's own commit for the one that was taken, as soon as it is written."""
+    append, send = LedgerWriter.append, LedgerWriter._send_commit
+
+    def hasty(self: Any, events: Any, position: Any) -> Appended:
+        own: list[Any] = []
+
+        def sent(data: bytes, commit: Any) -> None:
+            send(self, data, commit)
+            reader = self._reader
+            own.append(reader._take(Record(reader.topic, 0, reader.next_offset, commit.time_ms, None, data, ())))
+
+        self._send_commit = sent
+        try:
+            append(self, events, position)
+        finally:
+            del self._send_commit
+        return Appended(tuple(own), True)
+
+    patch(LedgerWriter, "append", hasty)
+
+
 def lost_tail_awaited(patch: Patch) -> None:
     """Wait for the rest of a log that lost its tail, and tell nobody."""
 
@@ -248,6 +270,7 @@ BUGS = {
         Bug(deleted_before_commit, ("no verdict", "I11", "covers"), 1500),
         Bug(lost_tail_unnoticed, ("was gone on with",), 1000),
         Bug(left_branch_accepted, ("does not stand on",), 200),
+        Bug(commit_counted_before_read_back, ("covers", "I11", "no verdict"), 1500, first=220),
         Bug(lost_tail_awaited, ("nobody refused",), 200),
         Bug(evaluation_forgotten, ("asked again to evaluate",), 1500),
     )
