@@ -2,6 +2,10 @@
 
 Each is a small change of one class or function, of the kind that a hurried hand might make, and each names a piece of what the
 checker says of it. `BUGS` tells within how many seeds it must be caught.
+
+Not among them: a detection that goes on with a view that a dead member's late commit went past. Of the 419 seeds below 3,000
+with a late or repeated commit of `accepted` none meets all that it takes. `test_intake` has that meeting made by hand, and fails
+with the bug.
 """
 
 from __future__ import annotations
@@ -143,11 +147,6 @@ def group_offset_as_position(patch: Patch) -> None:
     patch(Consistency, "_start_where_the_log_says", trusting)
 
 
-def late_commit_unnoticed(patch: Patch) -> None:
-    """Go on with a view of the log that a dead member's late commit went past."""
-    patch(detection._Active, "_require_newest", lambda self: None)
-
-
 def round_made_again(patch: Patch) -> None:
     """Do not look whether a late commit made the round meanwhile."""
     patch(aggregation._Active, "_require_uncovered", lambda self, entry: None)
@@ -265,7 +264,6 @@ BUGS = {
         Bug(snapshot_of_uncommitted_state, ("before the round",), 50),
         Bug(float_sum_in_arrival_order, ("is not what its members make",), 300),
         Bug(group_offset_as_position, ("covers", "no verdict", "I11"), 2000),
-        Bug(late_commit_unnoticed, ("I11",), 1500, first=1200),
         Bug(round_made_again, ("in order, once each",), 1500),
         Bug(deleted_before_commit, ("no verdict", "I11", "covers"), 1500),
         Bug(lost_tail_unnoticed, ("was gone on with",), 1000),
