@@ -4,8 +4,8 @@ Each is a small change of one class or function, of the kind that a hurried hand
 checker says of it. `BUGS` tells within how many seeds it must be caught.
 
 Not among them: a detection that goes on with a view that a dead member's late commit went past. Of the 419 seeds below 3,000
-with a late or repeated commit of `accepted` none meets all that it takes. `test_intake` has that meeting made by hand, and fails
-with the bug.
+with a late or repeated commit of `accepted` none meets all that it takes. `test_intake` has that meeting made by hand, and
+fails with the bug.
 """
 
 from __future__ import annotations
