@@ -37,10 +37,10 @@ def measure(options: argparse.Namespace, judges: list[str]) -> list[dict[str, An
     refused: dict[tuple[str, str], list[float]] = defaultdict(list)
     for kind in options.kinds.split(","):
         data, model = kind.split("-")
-        for alpha in ALPHAS[:1] if options.quick else ALPHAS:
+        for alpha in [float(options.dealt) or None] if options.dealt else ALPHAS[:1] if options.quick else ALPHAS:
             setting = Setting(data, model, alpha=alpha, bad=0.3, seed=options.first_seed, rounds=8 if options.quick else 14)
             course = course_of(setting, options.cache)
-            for attack in ("", *ATTACKS[:2]) if options.quick else ("", *ATTACKS):
+            for attack in ("", *ATTACKS[:2]) if options.quick else ("", *options.attacks.split(",")):
                 for name in judges:
                     judge, good, bad, false = made[name](attack), [], [], []
                     for given in rounds_of(course, attack):
@@ -75,6 +75,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default="digits-mlp,cancer-mlp")
     parser.add_argument("--judges", default="", help=f"of {'; '.join([*ALONE, *DEEP])}; separated by ;")
+    parser.add_argument("--attacks", default=",".join(ATTACKS))
+    parser.add_argument("--dealt", default="", help="one way of dealing alone: 0.5, 0.1, or 0 for evenly")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one setting and two attacks")
     parser.add_argument("--cache", type=Path, default=Path("build/courses"))
