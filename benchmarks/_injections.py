@@ -210,7 +210,7 @@ def _as(forge: Forge, **changes: Any) -> list[Place]:
 def _bit_of_a_block(forge: Forge) -> list[Place]:
     """Flip a bit before the update is described and signed; not one that zstd does not read, since that changes nothing.
 
-    Of 108,952 single bits of such updates 142 are of that kind: the blocks decode to the same integers.
+    Some are of that kind (`integrity.py --bits` counts them): the blocks decode to the same integers.
     """
     chunks, layout = forge.chunks(), Layout.of(forge.scene.schema)
     changed = chunks

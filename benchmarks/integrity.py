@@ -8,7 +8,7 @@ of a server, on the bus in memory, with its default detectors. Afterwards the lo
 *Found* is an injected record that has a verdict and was not accepted. A *false alarm* is a sound update that was not accepted;
 ``of them by a detector`` are those that were compared and found odd, which is no fault of integrity. ``unjudged`` must be 0.
 
-    python benchmarks/integrity.py [--injections N] [--seed N] [--json]
+    python benchmarks/integrity.py [--injections N] [--bits N] [--seed N] [--json]
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from _injections import KINDS, Forge, Place, Scene, Sent
+from _injections import CHUNK_BYTES, KINDS, Forge, Place, Scene, Sent
 
 import refold
 from refold.bus.clock import ManualClock
 from refold.bus.ledger import read_all
 from refold.bus.memory import MemoryBus
 from refold.federation import Federation
+from refold.schemas.codec import decode_integers, encode_integers
+from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import Unattributed, UpdateAccepted, UpdateRejected
 from refold.schemas.identity import UpdatesRefused
 from refold.schemas.keys import SigningKey
+from refold.schemas.layout import Layout
 from refold.schemas.reasons import ANOMALY, REASONS
+from refold.state.tensors import schema_of
 from refold.testing import SteppedServer
 
 CLIENTS, ROUNDS = 100, 10
@@ -134,6 +138,30 @@ def judged(federation: Federation) -> Iterator[tuple[Place, str]]:
                     yield (event.partition, event.first_offset), event.reason
 
 
+def bits(updates: int, seed: int) -> dict[str, int]:
+    """Flip every single bit of updates' chunks; count what decodes all the same, and what decodes to something else."""
+    schema = schema_of(MODEL)
+    layout, found = Layout.of(schema), Counter[str]()
+    for number in range(updates):
+        rng = np.random.default_rng([seed, number])
+        arrays = [rng.normal(400, 1300, t.size).astype(np.int32 if t.is_float else np.int64) for t in schema.tensors]
+        chunks = list(encode_integers(arrays, layout, max_chunk_bytes=CHUNK_BYTES))
+        for at, chunk in enumerate(chunks):
+            for bit in range(8 * len(chunk)):
+                changed = bytearray(chunk)
+                changed[bit // 8] ^= 1 << bit % 8
+                found["flipped"] += 1
+                try:
+                    got = [
+                        array.copy() for _, array in decode_integers([*chunks[:at], bytes(changed), *chunks[at + 1 :]], layout)
+                    ]
+                except InvalidRecord:
+                    continue
+                found["decoded"] += 1
+                found["decoded_otherwise"] += not all(map(np.array_equal, got, arrays))
+    return {name: found[name] for name in ("flipped", "decoded", "decoded_otherwise")}
+
+
 def measure(injections: int, seed: int) -> dict[str, Any]:
     """Inject until there are so many, and count."""
     total: Counter[str] = Counter()
@@ -187,7 +215,11 @@ def main() -> int:
     parser.add_argument("--injections", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bits", type=int, default=0, help="flip every bit of so many updates' chunks, and nothing else")
     options = parser.parse_args()
+    if options.bits:
+        print(json.dumps(bits(options.bits, options.seed)))
+        return 0
     found = measure(options.injections, options.seed)
     if options.json:
         print(json.dumps({"seed": options.seed, **found}))

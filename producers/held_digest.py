@@ -11,7 +11,7 @@ from refold.bus.clock import Clock
 from refold.state.model_state import ModelState
 
 REST = 50
-"""Hashing may take a fiftieth of the time: 4 MB take some 2 ms, so that models up to about 40 MB are looked at each second."""
+"""Hashing may take a fiftieth of the time: a million parameters take 1 to 3 ms, so ten million are looked at every second."""
 
 MOST_PLACES = 8
 
