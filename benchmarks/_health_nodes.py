@@ -109,7 +109,7 @@ class RelayProducer:
             raise BusError(f"the relay is gone: {error}") from error
         self._queued += 1
 
-    def flush(self) -> None:
+    def flush(self, timeout_s: float = 30.0) -> None:
         """Wait until everything sent is acknowledged."""
         try:
             _exactly(self._socket, self._queued)

@@ -15,7 +15,7 @@ from refold.consumers.liveness import Liveness
 from refold.consumers.roster import Roster
 from refold.consumers.standing import Standing
 from refold.schemas.keys import HEARTBEAT_TAG, verify
-from refold.schemas.updates import WATCHING, Heartbeat, heartbeat_digest
+from refold.schemas.updates import FAREWELL, WATCHING, Heartbeat, heartbeat_digest
 
 FRESH_BEATS = 2
 """A client heard of so few of its intervals ago is not listened to; it is taken for dead after more than twice as many."""
@@ -66,11 +66,11 @@ class Hearing:
                 newest.setdefault(beat.client, []).append(beat)
         for client, of_client in newest.items():
             if not roster.required:
-                self._believe(roster, of_client[-1], now_s)
+                self._believe_unsigned(roster, of_client[-1], now_s)
             elif client not in roster.active:
                 self.ignored["unknown"] += len(of_client)
                 self._last.pop(client, None)
-            elif not self.liveness.is_fresh(client, FRESH_BEATS, now_s) or self._is_news(of_client[-1], roster, now_s):
+            elif not self.liveness.is_fresh(client, FRESH_BEATS, now_s) or self._is_news(of_client, roster, now_s):
                 self._listen(roster, client, of_client, now_s)
 
     def _listen(self, roster: Roster, client: str, beats: list[Heartbeat], now_s: float) -> None:
@@ -86,12 +86,14 @@ class Hearing:
         known = self._known(beat.round)
         return known is not None and any(beat.parameters_digest) and beat.parameters_digest != known
 
-    def _is_news(self, beat: Heartbeat, roster: Roster, now_s: float) -> bool:
-        """Whether a beat, if it is believed, makes a client one that has diverged, or no longer; once an interval.
+    def _is_news(self, beats: list[Heartbeat], roster: Roster, now_s: float) -> bool:
+        """Whether beats, if believed, are a farewell or make a client one that has diverged, or no longer; once an interval.
 
         Who floods with forged beats can make no more signatures be checked than that.
         """
-        if self._differs(beat) == (beat.client in self.diverged):
+        beat = beats[-1]
+        is_farewell = any(one.activity == FAREWELL for one in beats)
+        if not is_farewell and self._differs(beat) == (beat.client in self.diverged):
             return False
         last_s, self._looked_s[beat.client] = self._looked_s.get(beat.client, -1e9), now_s
         return now_s - last_s >= roster.plan.heartbeat_ms / 1000
@@ -106,7 +108,16 @@ class Hearing:
         self.verified += 1
         return "" if verify(public, HEARTBEAT_TAG, heartbeat_digest(beat), beat.signature) else "forged"
 
+    def _believe_unsigned(self, roster: Roster, beat: Heartbeat, now_s: float) -> None:
+        if beat.activity == FAREWELL:
+            self.ignored["unsigned"] += 1  # Anyone could send another away.
+        else:
+            self._believe(roster, beat, now_s)
+
     def _believe(self, roster: Roster, beat: Heartbeat, now_s: float) -> None:
+        if beat.activity == FAREWELL:
+            self.liveness.left(beat.client)
+            return
         self.liveness.beat(beat, roster.plan.heartbeat_ms, now_s)
         if roster.plan.where and not roster.plan.fits(dict(beat.properties)):
             self.unfit.add(beat.client)

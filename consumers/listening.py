@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from refold.consumers.monitoring.readings import Sample
 from refold.consumers.roster import Roster
 from refold.schemas.keys import HEARTBEAT_TAG, verify
-from refold.schemas.updates import WATCHING, Heartbeat, encoded_heartbeat_digest
+from refold.schemas.updates import FAREWELL, WATCHING, Heartbeat, encoded_heartbeat_digest
 
 MOST_AT_ONCE = 4
 MOST_LOOKED_AT = 256
@@ -78,7 +78,7 @@ class Listener:
         if _place(beat) <= self._last.get(who, NEVER):
             return "old"
         if not roster.required:
-            return ""
+            return "unsigned" if beat.activity == FAREWELL else ""  # Anyone could send another away.
         standing = roster.clients[beat.client]
         public = standing.keys.valid.get(beat.key_id)
         if public is None or not beat.signature:

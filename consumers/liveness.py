@@ -23,6 +23,10 @@ class Liveness:
         silence = max(LEAST_SILENCE_S, BEATS_MISSED * interval_ms / 1000)
         self._heard[heartbeat.client] = (now_s, silence)
 
+    def left(self, client: str) -> None:
+        """Take note that a client said farewell: it does not live until it is heard of again."""
+        self._heard.pop(client, None)
+
     def heard(self, client: str, now_s: float) -> None:
         """Take note of any other sign of life."""
         _, silence = self._heard.get(client, (0.0, LEAST_SILENCE_S))

@@ -1,8 +1,9 @@
 """Whom the open round waits for a bounded time only: nodes that the health group holds to be stragglers.
 
-A round that everyone else has answered goes on waiting for them for as long again as the others took, and is closed then.
-That is their own deadline, earlier than the round's. Whether it was over is decided here and now by the server's clock; the log
-keeps how the round was closed. While no health group reports, nobody is known to be one, and rounds wait as ever.
+A round that everyone else has answered goes on waiting for them for as long again as the others took, and is closed then; but
+not before it took some intervals and seconds, however quick the others were. That is their own deadline, earlier than the
+round's. Whether it was over is decided here and now by the server's clock; the log keeps how the round was closed. While no
+health group reports, nobody is known to be one, and rounds wait as ever.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from refold.schemas.plans import RoundPlan
 
 PATIENCE = 2.0
 """A round is closed once it took this many times as long as it took the others."""
+LEAST_BEATS, LEAST_S = 10, 5.0
+"""A round takes so many intervals and so long before that, however quick the others were: on a busy machine an honest client is
+easily twice as slow in a round of milliseconds, and its work would be lost to nothing gained."""
 FRESH_REPORTS = 3
 
 
@@ -61,5 +65,5 @@ class Stragglers:
         if len(others) == len(living) or not is_complete(plan, others, done, candidates):
             self._others_s = math.inf
             return False
-        self._others_s = min(self._others_s, max(waited_s, plan.heartbeat_ms / 1000))
-        return waited_s >= PATIENCE * self._others_s
+        self._others_s = min(self._others_s, waited_s)
+        return waited_s >= max(PATIENCE * self._others_s, LEAST_BEATS * plan.heartbeat_ms / 1000, LEAST_S)

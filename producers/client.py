@@ -152,11 +152,13 @@ class Client:
         )
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if self._heartbeat and kind is not None and issubclass(kind, Exception):
+            self._heartbeat.leaves_in_order = False  # It failed; people should hear that it is gone.
         self.close()
 
     def close(self) -> None:
-        """Stop; what the outbox holds is sent by the next session."""
+        """Stop, and say so; what the outbox holds is sent by the next session."""
         self._closing.set()
         close_all(self._heartbeat, self._publisher, self._history, self.witness)
 

@@ -17,9 +17,14 @@ from refold.schemas.canonical import encode
 from refold.schemas.errors import BusError, ConfigurationError, TryAgainError
 from refold.schemas.keys import HEARTBEAT_TAG, SigningKey
 from refold.schemas.plans import Settings
-from refold.schemas.updates import Heartbeat, heartbeat_digest
+from refold.schemas.updates import FAREWELL, WATCHING, Heartbeat, heartbeat_digest
 
 log = logging.getLogger("refold.heartbeat")
+
+FAREWELL_S = 2.0
+"""How long a farewell waits at most for the bus to take it."""
+CLOSE_S = 5.0
+"""How long a close waits for the thread, which a bus that is away may hold up for longer; it then ends by itself."""
 
 SIGNATURE_BYTES = 80
 """A signature, and what numbers of the bare beat may grow by."""
@@ -83,13 +88,17 @@ class Beating(ABC):
     def _next(self, lateness_s: float) -> Letter:
         """Return the next beat, which has a number of its own even if it is never sent."""
 
+    def _farewell(self) -> Letter | None:
+        """Return the last beat of one that is closed in an orderly way, or None where nobody needs to know."""
+        return None
+
     def _run(self) -> None:
         producer: Producer | None = None
         planned_s = self._clock.monotonic_s()
         while not self._stop.is_set():
             try:
                 producer = producer or self._bus.producer()
-                self._send(producer, self._clock.monotonic_s() - planned_s)
+                self._send(producer, self._next(self._clock.monotonic_s() - planned_s))
             except (BusError, TryAgainError) as error:
                 log.debug("a heartbeat was left out: %s", error)
                 self.reporter.lost()
@@ -100,11 +109,19 @@ class Beating(ABC):
                 return
             planned_s = self._clock.monotonic_s() + self._interval_s
             self._stop.wait(self._interval_s)
+        # Without a producer the bus did not take the last beat: a close does not wait for it to come back.
         if producer:
+            self._take_leave(producer)
             producer.close()
 
-    def _send(self, producer: Producer, lateness_s: float) -> None:
-        letter = self._next(lateness_s)
+    def _take_leave(self, producer: Producer) -> None:
+        try:
+            if letter := self._farewell():
+                self._send(producer, letter, timeout_s=FAREWELL_S)
+        except (BusError, TryAgainError, ConfigurationError) as error:
+            log.debug("the farewell was left out: %s", error)
+
+    def _send(self, producer: Producer, letter: Letter, *, timeout_s: float = 30.0) -> None:
         headers = event_headers(
             letter.kind,
             source=self._topics.health,
@@ -114,18 +131,21 @@ class Beating(ABC):
         )
         sent_s = self._clock.monotonic_s()
         producer.send(self._topics.health, letter.value, key=letter.sender.encode(), headers=headers)
-        producer.flush()
+        producer.flush(timeout_s)
         self.reporter.acknowledged(self._clock.monotonic_s() - sent_s)
 
     def close(self) -> None:
-        """Stop beating."""
+        """Stop beating, after a farewell where the bus takes it soon."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
         self.reporter.close()
 
 
 class HeartbeatThread(Beating):
-    """Beats for a client, or (`activity` is `WATCHING`) for who watches its logs."""
+    """Beats for a client, or (`activity` is `WATCHING`) for who watches its logs.
+
+    `leaves_in_order` says whether it takes its leave when it is closed; who watches logs does not, since its client goes on.
+    """
 
     def __init__(
         self,
@@ -143,6 +163,7 @@ class HeartbeatThread(Beating):
     ) -> None:
         super().__init__(bus, topics, client, interval_s=interval_s, clock=clock, folder=folder)
         self.vitals = Vitals(session, activity)
+        self.leaves_in_order = activity != WATCHING
         self._client = client
         self._key = key
         self._session = session
@@ -162,6 +183,12 @@ class HeartbeatThread(Beating):
         beat = replace(bare, condition=self.reporter.condition(lateness_s, BEAT_BYTES - SIGNATURE_BYTES - self._bare_bytes))
         beat = replace(beat, signature=self._key.sign(HEARTBEAT_TAG, heartbeat_digest(beat)))
         return Letter("Heartbeat", self._client, beat.beat, beat.client_time_ms, encode(beat))
+
+    def _farewell(self) -> Letter | None:
+        if not self.leaves_in_order:
+            return None
+        self.vitals.activity, self.vitals.held = FAREWELL, None
+        return self._next(0.0)
 
     def _bare(self) -> Heartbeat:
         vitals = self.vitals

@@ -11,7 +11,9 @@ from refold.schemas.canonical import Name, Text, Uint, Within, encode, record
 from refold.schemas.updates import KeyId
 
 HEALTHY, DEGRADED, SUSPECT, DEAD, REJOINED = "healthy", "degraded", "suspect", "dead", "rejoined"
-STATES = (HEALTHY, DEGRADED, SUSPECT, DEAD, REJOINED)
+LEFT = "left"
+"""The state of a node that said farewell."""
+STATES = (HEALTHY, DEGRADED, SUSPECT, DEAD, REJOINED, LEFT)
 NODE, NETWORK, STRAGGLER, DATA = "node", "network", "straggler", "data"
 CAUSES = (NODE, NETWORK, STRAGGLER, DATA)
 PAGE_NODES = 512

@@ -18,6 +18,8 @@ ANSWERS = frozenset({TRAIN, DECLINE})
 """What a round waits for from a client that it selected."""
 WATCHING = "watching"
 """The activity of who only follows a node's logs."""
+FAREWELL = "left"
+"""The activity told by the last beat of a client that is closed in an orderly way."""
 CODECS = ("grid", "exact", "float32", "topk")
 
 UNTOLD = "not_finite"
@@ -151,7 +153,9 @@ class Heartbeat:
     ----------
     activity
         ``waiting``, ``training`` or ``evaluating``; for display. ``watching`` is no client: a process beside it, or on a node
-        that trains nothing, follows logs there, with a session of its own at index 0. No round waits for it.
+        that trains nothing, follows logs there, with a session of its own at index 0. No round waits for it. ``left`` is the
+        last beat of a client that was closed in an orderly way: until it beats again no round waits for it, and nobody holds it
+        for dead. It is believed only where it is signed, and newer than the beat before.
     signature
         By the key that `key_id` names, over the record with an empty signature; empty where clients are not identified.
     condition

@@ -34,7 +34,8 @@ from refold.consumers.monitoring.readings import (
     readings,
     step_between,
 )
-from refold.schemas.health import DEAD, DEGRADED, HEALTHY, NETWORK, NODE, REJOINED, SUSPECT, NodeHealth
+from refold.schemas.health import DEAD, DEGRADED, HEALTHY, LEFT, NETWORK, NODE, REJOINED, SUSPECT, NodeHealth
+from refold.schemas.updates import FAREWELL
 
 MOST_NODES = 65_536
 """Of those beyond nothing is known; who is enrolled is bounded by the log, who is not by this."""
@@ -75,16 +76,20 @@ class Monitor:
         self._heard_any_s = now_s
         node = self.nodes.get(sample.client)
         if node is None:
-            self._welcome(sample, now_s)
+            if sample.activity != FAREWELL:
+                self._welcome(sample, now_s)
             return
         gap_s = now_s - node.heard_s - (self._stalled_s - node.stalled_s)
+        if sample.activity == FAREWELL:
+            self._take_leave(node, sample, now_s)
+            return
         before, node.last = node.last, sample
         step = step_between(before, sample, gap_s, self.interval_s)
         if step is None:
             # Another life: its clock, its way and its task are others; what its machine is like is not.
             node.way.clear()
             node.pace, node.course, node.losses = Pace(), Course(), Losses()
-        elif node.state != DEAD:
+        elif not node.is_gone:
             node.arrivals.add(gap_s / self.interval_s / step.beats)
         self._heard(node, now_s)
         delay_s = 0.0
@@ -134,7 +139,7 @@ class Monitor:
                 silent_s = now_s - health.silence_ms / 1000
                 self._welcome(Sample(health.client, (-1, b""), 0, silent_s, health.activity, health.round), silent_s)
             node = self.nodes.get(health.client)
-            if node is not None:
+            if node is not None and node.state != LEFT:  # It left after that report.
                 node.state, node.kind, node.cause, node.note = health.state, health.kind, health.cause, health.note
         self._changes.clear()
 
@@ -172,13 +177,20 @@ class Monitor:
         node.beats_in_state += 1
         if node.state == DEAD:
             self._change(node, REJOINED, "", "", note=kinds.ALSO[kinds.RETURNED])
-        elif node.state == SUSPECT:
+        elif node.state in (SUSPECT, LEFT):
             self._change(node, HEALTHY, "", "", note=kinds.ALSO[kinds.RECOVERED])
+
+    def _take_leave(self, node: Node, sample: Sample, now_s: float) -> None:
+        node.last, node.heard_s, node.stalled_s = sample, now_s, self._stalled_s
+        node.marked.clear()
+        self._waiting.pop(node.client, None)
+        if node.state != LEFT:
+            self._change(node, LEFT, "", "")
 
     def _note_stall(self, now_s: float) -> None:
         """Stop the clock that silences are measured by while nobody at all is heard, for a bounded time."""
         since_s, self._ticked_s = max(self._ticked_s, self._heard_any_s), now_s
-        alive = sum(node.state != DEAD for node in self.nodes.values())
+        alive = sum(not node.is_gone for node in self.nodes.values())
         quiet_s = now_s - self._heard_any_s
         is_stalled = alive >= self.policy.peers_least and quiet_s > STALL_BEATS * self.interval_s
         self.bus_is_silent = is_stalled and self._stall_s < MOST_STALLED_BEATS * self.interval_s
@@ -254,12 +266,12 @@ class Monitor:
     def _judge_silences(self, now_s: float) -> None:
         policy = self.policy
         least_s = max(policy.suspect_beats * self.interval_s, policy.silence_s)
-        silent = [node for node in self.nodes.values() if node.state != DEAD and self.silence_s(node, now_s) >= least_s]
+        silent = [node for node in self.nodes.values() if not node.is_gone and self.silence_s(node, now_s) >= least_s]
         if not silent:
             return
-        alive = sum(node.state != DEAD for node in self.nodes.values())
+        alive = sum(not node.is_gone for node in self.nodes.values())
         # Those that are about to count too: one that is a moment ahead of the others is not alone.
-        quiet = sum(node.state != DEAD and self.silence_s(node, now_s) >= 0.75 * least_s for node in self.nodes.values())
+        quiet = sum(not node.is_gone and self.silence_s(node, now_s) >= 0.75 * least_s for node in self.nodes.values())
         together = quiet >= max(2, policy.peers_least // 2) and quiet > TOGETHER * alive
         for node in silent:
             beats, phi = self.silence_s(node, now_s) / self.interval_s, self.phi(node, now_s)
@@ -280,7 +292,7 @@ class Monitor:
         self, node: Node, state: str, kind: str, cause: str, *, evidence: tuple[tuple[str, float], ...] = (), note: str = ""
     ) -> None:
         self._changes.append(Change(node.client, node.state, state, kind, cause, evidence, note))
-        if state in (DEAD, HEALTHY):
+        if state in (DEAD, HEALTHY, LEFT):
             node.switches.clear()
             node.on = set()
         if state != node.state:

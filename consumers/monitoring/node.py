@@ -10,7 +10,7 @@ from refold.consumers.monitoring.causes import Levels
 from refold.consumers.monitoring.hysteresis import Switch
 from refold.consumers.monitoring.policy import HealthPolicy
 from refold.consumers.monitoring.readings import Course, Losses, Pace, Sample, Vector, Way
-from refold.schemas.health import HEALTHY
+from refold.schemas.health import DEAD, HEALTHY, LEFT
 
 NO_VECTOR: Vector = ()
 
@@ -79,6 +79,11 @@ class Node:
     marked: dict[str, int] = field(default_factory=dict)
     log_note: str = ""
     is_banned: bool = False
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing is expected of it: it is dead, or said farewell."""
+        return self.state in (DEAD, LEFT)
 
     def feed(self, policy: HealthPolicy, found: Levels) -> set[str]:
         """Take in how far out of line the node is, and return in which ways it counts as such."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from refold.consumers.monitoring.kinds import ALSO, BUS_SILENT, INFO, KINDS, RECOVERED, RETURNED
 from refold.consumers.monitoring.node import Change
 from refold.schemas.checks import Alert
-from refold.schemas.health import DEAD, NETWORK, REJOINED
+from refold.schemas.health import DEAD, LEFT, NETWORK, REJOINED
 
 MANY = 16
 """So many nodes that change alike in one turn are told of together."""
@@ -15,9 +15,11 @@ ERROR, WARNING = "error", "warning"
 
 
 def alerts_of(changes: Iterable[Change], round_: int, now_ms: int) -> list[Alert]:
-    """Return what people are told of these changes."""
+    """Return what people are told of these changes; who leaves in an orderly way, or comes back from that, alarms nobody."""
     alike: dict[tuple[str, str], list[Change]] = {}
     for change in changes:
+        if LEFT in (change.state, change.before):
+            continue
         alike.setdefault((change.state, change.kind), []).append(change)
     found = []
     for group in alike.values():

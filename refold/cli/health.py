@@ -21,11 +21,11 @@ from refold.federation import Federation
 from refold.schemas.canonical import decode
 from refold.schemas.checks import Alert
 from refold.schemas.errors import InvalidRecord, NotFoundError
-from refold.schemas.health import DEAD, HEALTHY, STATES, NodeHealth
+from refold.schemas.health import DEAD, HEALTHY, LEFT, STATES, NodeHealth
 from refold.schemas.updates import Heartbeat
 
 STALE = "stale"
-WORST_FIRST = {state: place for place, state in enumerate((DEAD, "suspect", "degraded", "rejoined", HEALTHY))}
+WORST_FIRST = {state: place for place, state in enumerate((DEAD, "suspect", "degraded", "rejoined", HEALTHY, LEFT))}
 LOOK_BACK = 20_000
 """Records of one partition of `health` and `alerts` that are looked through for one node."""
 
@@ -37,8 +37,8 @@ LOOK_BACK = 20_000
 def health(common: Common, node: str | None, watch: float | None) -> int:
     """Print every node's state with its cause, worst first, or all that is known of one NODE.
 
-    States are healthy, degraded, suspect, dead and rejoined. While no health group works, what it said last is shown as stale:
-    then nobody knows. Exit code 1 if a node is not well, or nobody knows.
+    States are healthy, degraded, suspect, dead, rejoined and left. While no health group works, what it said last is shown as
+    stale: then nobody knows. Exit code 1 if a node is not well, or nobody knows.
     """
     with common.federation() as federation:
         reader, beats = follow_reports(federation.bus, federation.topics, federation.genesis)
@@ -49,7 +49,7 @@ def health(common: Common, node: str | None, watch: float | None) -> int:
                 else:
                     _show_all(reader, as_json=common.json, clear=watch is not None and sys.stdout.isatty())
                 if watch is None:
-                    return int(_is_stale(reader) or any(one.state not in (HEALTHY, "rejoined") for one in reader.nodes()))
+                    return int(_is_stale(reader) or any(one.state not in (HEALTHY, "rejoined", LEFT) for one in reader.nodes()))
                 time.sleep(watch)
                 for records in iter(lambda: beats.poll(0.0), []):
                     reader.take(records)

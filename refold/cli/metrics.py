@@ -99,8 +99,10 @@ class Metrics(Collector):
         causes = Counter(node.cause for node in nodes if not is_stale)
         told = [((cause,), causes[cause]) for cause in CAUSES]
         yield _gauge("refold_nodes_unwell", "Nodes that are not well, by cause.", told, ("cause",))
-        longest_s = max((node.silence_ms / 1000 for node in nodes if node.state != "dead"), default=0.0)
-        yield _gauge("refold_node_silence_seconds", "Longest silence of a node that is not dead.", [((), longest_s)])
+        longest_s = max((node.silence_ms / 1000 for node in nodes if node.state not in ("dead", "left")), default=0.0)
+        yield _gauge(
+            "refold_node_silence_seconds", "Longest silence of a node that is neither dead nor has left.", [((), longest_s)]
+        )
         age_s = max(0.0, (now_ms - newest.time_ms) / 1000) if newest else float("inf")
         yield _gauge("refold_health_report_age_seconds", "Age of the health group's newest report.", [((), age_s)])
 

@@ -118,6 +118,32 @@ def test_a_node_that_dies_is_told_of_with_cause_evidence_and_advice(world: World
     assert world.alerts()[2].state == "rejoined"
 
 
+def test_a_node_that_leaves_in_order_is_told_of_as_left_and_alarms_nobody(world: World) -> None:
+    watcher = world.watcher()
+    world.run(watcher, 12)
+    for name in NAMES[1:3]:
+        world.beat(name, activity="left")
+    world.number += 1
+    world.run(watcher, 8, without=NAMES[1:3])
+    gone = {name: "left" if name in NAMES[1:3] else "healthy" for name in NAMES}
+    assert world.states() == gone
+    successor = world.watcher("w2")
+    world.run(successor, 8, without=NAMES[1:3])
+    assert world.states() == gone
+    world.run(successor, 4, without=NAMES[1:2], session_index=2)
+    assert world.states() == {**gone, NAMES[2]: "healthy"}
+    assert world.alerts() == []
+
+
+def test_f40_a_forged_farewell_sends_nobody_away(world: World) -> None:
+    watcher, mallory = world.watcher(), SigningKey.generate()
+    world.run(watcher, 12)
+    world.beat(NAMES[1], key=mallory, beat=9999, activity="left")
+    world.beat(NAMES[2], beat=3, activity="left")
+    world.run(watcher, 1)
+    assert set(world.states().values()) == {"healthy"}
+
+
 def test_f40_what_is_not_signed_by_its_node_says_nothing_of_it(world: World) -> None:
     watcher, mallory = world.watcher(), SigningKey.generate()
     world.run(watcher, 12)

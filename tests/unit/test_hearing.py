@@ -118,6 +118,24 @@ def test_beats_of_a_session_that_was_superseded_count_for_nothing() -> None:
     assert hears(signed(beat()), to=made).ignored == {"old": 1}
 
 
+def test_a_client_that_said_farewell_is_not_waited_for_until_it_beats_again() -> None:
+    to, hearing = roster(), hears(signed(beat(0)))
+    hearing.take(to, [signed(beat(1, activity="left"))], 100.1)
+    assert hearing.liveness.living(100.1) == frozenset(), "though it was heard of a moment ago"
+    hearing.take(to, [signed(beat(0, session=(4, bytes(8))))], 100.2)
+    assert hearing.liveness.living(100.2) == {"ann"}
+
+
+@pytest.mark.parametrize("last", [signed(beat(6, activity="left"), OTHER), signed(beat(4, activity="left"))])
+def test_f40_a_farewell_that_is_forged_or_replayed_sends_nobody_away(last: Heartbeat) -> None:
+    hearing = hears(signed(beat(5)))
+    hearing.take(roster(), [last], 100.1)
+    assert hearing.liveness.living(100.1) == {"ann"}
+    open_ = roster(required=False)
+    hearing.take(open_, [beat(7), beat(8, activity="left")], 100.2)
+    assert hearing.liveness.living(100.2) == {"ann"}, "nor one that nobody signed"
+
+
 @pytest.mark.parametrize(
     "event", [ClientRevoked("ann", (KEY.key_id,), "", bytes([1]) * 16), ClientBanned("ann", "", bytes([1]) * 16)]
 )

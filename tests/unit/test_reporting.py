@@ -18,14 +18,15 @@ from refold.bus.clock import ManualClock, SystemClock
 from refold.bus.memory import MemoryBus
 from refold.bus.topics import Topics
 from refold.producers._gpu import Gpus
-from refold.producers.heartbeat import HeartbeatThread
+from refold.producers.heartbeat import FAREWELL_S, HeartbeatThread
 from refold.producers.measuring import Meter
 from refold.producers.reporting import BEAT_BYTES, Reporter
 from refold.schemas.canonical import decode
 from refold.schemas.condition import MEASURES, Condition
-from refold.schemas.errors import BusError, UsageError
+from refold.schemas.errors import BusError, TryAgainError, UsageError
 from refold.schemas.keys import HEARTBEAT_TAG, SigningKey, verify
 from refold.schemas.updates import Heartbeat, heartbeat_digest
+from refold.testing import eventually
 
 KEY = SigningKey.generate()
 TOPICS = Topics("toy")
@@ -100,11 +101,49 @@ class Deaf:
         with self._bus.producer() as producer:
             producer.send(*arguments, **named)
 
-    def flush(self) -> None:
+    def flush(self, timeout_s: float = 30.0) -> None:
         """Everything was sent."""
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+@pytest.mark.parametrize("is_orderly", [True, False])
+def test_the_last_beat_of_an_orderly_close_says_so_signed(bus: MemoryBus, tmp_path: Path, is_orderly: bool) -> None:
+    thread = beating(bus, tmp_path, interval_s=60.0)
+    try:
+        beats(bus, lambda all_: len(all_) == 1)
+    finally:
+        thread.leaves_in_order = is_orderly
+        thread.close()
+    found = beats(bus, lambda all_: len(all_) == 1 + is_orderly)
+    assert [(beat.activity, beat.beat) for beat, _ in found] == [("waiting", 0), ("left", 1)][: len(found)]
+    assert all(verify(KEY.public, HEARTBEAT_TAG, heartbeat_digest(beat), beat.signature) for beat, _ in found)
+
+
+class Away(Deaf):
+    """A bus that takes one beat and then does not answer."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        super().__init__(bus, 100)
+        self.waits: list[float] = []
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Take the first, and no other."""
+        self.waits.append(timeout_s)
+        if len(self.waits) > 1:
+            raise TryAgainError("the bus does not answer")
+
+
+def test_a_farewell_that_the_bus_does_not_take_holds_up_no_close(bus: MemoryBus, tmp_path: Path) -> None:
+    away = Away(bus)
+    thread = beating(away, tmp_path, interval_s=60.0)
+    eventually(lambda: len(away.waits) == 1)
+    thread.close()
+    assert away.waits == [30.0, FAREWELL_S]
+    quick = beating(Deaf(bus, 1), tmp_path, interval_s=60.0)
+    quick.close()
+    assert quick.failure is None, "where the last beat was not taken none is tried"
 
 
 def test_loss_is_of_the_beats_own_sends_and_latency_of_their_acknowledgements(bus: MemoryBus, tmp_path: Path) -> None:

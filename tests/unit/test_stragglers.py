@@ -13,6 +13,8 @@ import refold
 from refold.bus.clock import ManualClock
 from refold.bus.ledger import read_all
 from refold.bus.memory import MemoryBus
+from refold.consumers.planning import plan_round
+from refold.consumers.stragglers import Stragglers
 from refold.federation import Federation
 from refold.schemas.canonical import encode
 from refold.schemas.events import RoundClosed
@@ -59,20 +61,35 @@ def report(federation: Federation, clock: ManualClock, *, key: SigningKey | None
         producer.send(federation.topics.health, encode(made), partition=0, headers=headers)
 
 
+class Named:
+    """Reports that call eve a straggler."""
+
+    def __init__(self) -> None:
+        self.newest: HealthReport | None = None
+
+    def take(self, records: object) -> None:
+        """Take one in."""
+        self.newest = HealthReport("toy", "server", 0, 1, 5000, 0, tuple(self.nodes()))
+
+    def nodes(self) -> list[NodeHealth]:
+        """Return eve."""
+        return [NodeHealth("eve", "degraded", "straggler", "slow", 0, 0, 0.0, 0.0, 0, "training", "")]
+
+
 def closings(federation: Federation) -> list[str]:
     entries = read_all(federation.bus, federation.topics.accepted)
     return [event.closed_by for entry in entries for event in entry.events if isinstance(event, RoundClosed)]
 
 
-def run(federation: Federation, clock: ManualClock, seconds: int, **of_report: object) -> list[str]:
-    """Answer for all but one, and let time pass."""
+def run(federation: Federation, clock: ManualClock, seconds: int, *, at: int = 10, **of_report: object) -> list[str]:
+    """Answer for all but one after so long, and let time pass."""
     with SteppedServer(federation, clock=clock) as server:
         server.settle()
         for second in range(seconds):
             beat(federation, clock, second)
             if "nothing" not in of_report:
                 report(federation, clock, **of_report)  # type: ignore[arg-type]
-            if second == 10:
+            if second == at:
                 for name in ("ann", "bob"):
                     send_update(federation, craft_update(federation, name, KEYS[name], seed=ord(name[0])), name)
             server.settle()
@@ -85,6 +102,23 @@ def test_a_round_waits_for_a_straggler_as_long_again_as_the_others_took(
     federation: Federation, clock: ManualClock, seconds: int, closed: list[str]
 ) -> None:
     assert run(federation, clock, seconds) == closed
+
+
+@pytest.mark.parametrize(("seconds", "closed"), [(10, []), (14, ["stragglers"])])
+def test_however_quick_the_others_were_a_straggler_has_ten_intervals(
+    federation: Federation, clock: ManualClock, seconds: int, closed: list[str]
+) -> None:
+    assert run(federation, clock, seconds, at=1) == closed
+
+
+@pytest.mark.parametrize(("waited_s", "closes"), [(0.4, False), (4.9, False), (5.1, True)])
+def test_rounds_of_milliseconds_are_closed_early_on_nobody(waited_s: float, closes: bool) -> None:
+    plan = plan_round(refold.Plan(minimum=2, heartbeat_s=0.01, seed=bytes(16)).policy(), 1, (0,), ())
+    stragglers = Stragglers(Named())  # type: ignore[arg-type]
+    stragglers.take([], 100.0)
+    asked = (plan, NAMES, ("ann", "bob"), 2)
+    assert not stragglers.had_their_time(*asked, 0.02, 100.0)
+    assert stragglers.had_their_time(*asked, waited_s, 100.0 + waited_s) == closes
 
 
 def test_without_word_of_a_straggler_it_waits_until_its_deadline(federation: Federation, clock: ManualClock) -> None:
