@@ -245,7 +245,7 @@ def test_moved_together_is_less_of_an_outlier_than_moved_against_each_other(rng:
 
 def test_every_kind_has_a_known_cause_and_every_state_is_one() -> None:
     assert {kind.cause for kind in kinds.KINDS.values()} == set(CAUSES)
-    assert len(STATES) == 5
+    assert len(STATES) == 6
 
 
 def test_settings_are_read_by_name_and_refused_where_they_contradict() -> None:
