@@ -62,11 +62,13 @@ class Hearing:
         self._known = known
         newest: dict[str, list[Heartbeat]] = {}
         for beat in beats:
-            if beat.activity != WATCHING:  # It follows a log, and goes on when the client beside it is dead.
+            if beat.activity == FAREWELL and not roster.required:
+                self.ignored["unsigned"] += 1  # Anyone could send another away.
+            elif beat.activity != WATCHING:  # It follows a log, and goes on when the client beside it is dead.
                 newest.setdefault(beat.client, []).append(beat)
         for client, of_client in newest.items():
             if not roster.required:
-                self._believe_unsigned(roster, of_client[-1], now_s)
+                self._believe(roster, of_client[-1], now_s)
             elif client not in roster.active:
                 self.ignored["unknown"] += len(of_client)
                 self._last.pop(client, None)
@@ -107,12 +109,6 @@ class Hearing:
             return "unsigned"
         self.verified += 1
         return "" if verify(public, HEARTBEAT_TAG, heartbeat_digest(beat), beat.signature) else "forged"
-
-    def _believe_unsigned(self, roster: Roster, beat: Heartbeat, now_s: float) -> None:
-        if beat.activity == FAREWELL:
-            self.ignored["unsigned"] += 1  # Anyone could send another away.
-        else:
-            self._believe(roster, beat, now_s)
 
     def _believe(self, roster: Roster, beat: Heartbeat, now_s: float) -> None:
         if beat.activity == FAREWELL:
