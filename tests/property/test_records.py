@@ -39,7 +39,9 @@ from refold.schemas.checks import Alert, EnrolClient
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.model import INTEGER_DTYPES, ModelSchema, TensorSchema
 from refold.schemas.payload import Payload, chunk_digest, describe, payload_root
+from refold.schemas.plans import DISCOUNTS
 from refold.schemas.reasons import REASONS
+from refold.schemas.requirements import COMPARISONS
 
 LONGEST = 40
 """Longest text, bytes or tuple that is drawn."""
@@ -133,6 +135,9 @@ def records_of(cls: type) -> st.SearchStrategy[Any]:
     fields = {field.name: values_of(hints[field.name]) for field in dataclasses.fields(cls)}
     if "every" in fields:  # A schedule changes every one round or more.
         fields["every"] = st.integers(1, 2**63 - 1)
+    for name, words in (("comparison", COMPARISONS), ("discount", DISCOUNTS)):
+        if name in fields:
+            fields[name] = st.sampled_from(sorted(words))
     return st.builds(cls, **fields)
 
 
