@@ -71,10 +71,10 @@ class Watch:
     def tell(self, ends: Iterable[tuple[int, int]] = (), generations: Iterable[tuple[str, int]] = ()) -> None:
         """Take in what was committed, and wake whom it concerns."""
         with self._mutex:
-            for place_id, end in ends:
-                self._ends[place_id] = max(end, self._ends.get(place_id, 0))
-            for name, generation in generations:
-                self._generations[name] = max(generation, self._generations.get(name, 0))
+            # Not the greatest ever seen: a file that was put back from a copy has less, and waits must go by what is there. What
+            # a look saw just before a commit is set right by the next look.
+            self._ends.update(ends)
+            self._generations.update(generations)
             for waiter in self._waiters:
                 if waiter.is_concerned(self._ends, self._generations):
                     waiter.woken.set()

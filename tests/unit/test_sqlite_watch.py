@@ -131,3 +131,14 @@ def test_a_file_that_cannot_be_looked_at_leaves_nobody_waiting(tmp_path: Path) -
     watch.wait({1: 0}, None, LONG_S)
     assert time.monotonic() - began < LONG_S / 2
     watch.close()
+
+
+def test_a_file_that_was_put_back_from_a_copy_is_waited_at_by_what_it_holds(bus: SqliteBus) -> None:
+    watch = Watch(bus.path)
+    watch.open()
+    watch.tell(ends=[(1, 5)])
+    watch.tell(ends=[(1, 2)])
+    began = time.monotonic()
+    watch.wait({1: 2}, None, 0.2)
+    assert time.monotonic() - began >= 0.2
+    watch.close()
