@@ -71,8 +71,8 @@ class Watch:
     def tell(self, ends: Iterable[tuple[int, int]] = (), generations: Iterable[tuple[str, int]] = ()) -> None:
         """Take in what was committed, and wake whom it concerns."""
         with self._mutex:
-            # Not the greatest ever seen: a file that was put back from a copy has less, and waits must go by what is there. What
-            # a look saw just before a commit is set right by the next look.
+            # Not the greatest ever seen: a file that was put back from a copy has less, and waits go by what is there. What a
+            # look saw just before a commit is set right by the next look.
             self._ends.update(ends)
             self._generations.update(generations)
             for waiter in self._waiters:
