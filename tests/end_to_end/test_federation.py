@@ -463,7 +463,11 @@ def test_f30_all_of_them_at_once_stop_no_group_and_lose_nothing(make: Make, bus:
     # What was meant for a round may come after it, or find its missing chunk among another's; that too is a verdict.
     by_the_way = {"stale", "federation-ended", "equivocation", "session-superseded", "one-per-round", "duplicate", "accepted"}
     assert set(found) <= {reason for _, reason in CRAFTED.values()} | by_the_way
-    assert Counter(said for name, _, said in world.verdicts() if name in ("ann", "bob")) == {"accepted": 6}
+    # Whoever's turn another's taken update filled is told so; nothing else may become of an honest update.
+    honest = Counter(said for name, _, said in world.verdicts() if name in ("ann", "bob"))
+    assert honest.total() == 6
+    assert honest["accepted"] + honest["stale"] == 6
+    assert honest["stale"] <= found.count("accepted")
     world.check()
 
 

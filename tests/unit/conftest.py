@@ -28,7 +28,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a federation with three rounds, one update declined and one record that nobody signed."""
     folder = tmp_path_factory.mktemp("trained")
     initial = {"w": np.zeros(SHAPE, np.float32), "n": np.array(0, np.int64)}
-    plan = refold.Plan(minimum=2, deadline_s=5, heartbeat_s=0.05, config={"epochs": 2})
+    # Beats far enough apart that no client is taken for dead, and no round closes without it, on a busy machine.
+    plan = refold.Plan(minimum=2, deadline_s=60, heartbeat_s=0.5, config={"epochs": 2})
     made = refold.create(
         f"sqlite:{folder}/fed.db", initial, optimizer=refold.FedAdam(lr=0.05), plan=plan, snapshots=refold.SnapshotPolicy(2, 2)
     )
