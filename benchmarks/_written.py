@@ -10,6 +10,7 @@ import refold
 from refold.bus.clock import ManualClock
 from refold.bus.memory import MemoryBus
 from refold.consumers.snapshots import Snapshots
+from refold.consumers.standby import Seat
 from refold.federation import Federation
 from refold.producers.history import History
 from refold.schemas.layout import Layout
@@ -57,7 +58,7 @@ class WrittenLog:
 
     def _snapshots(self) -> Snapshots:
         topics, genesis = self.federation.topics, self.federation.genesis
-        return Snapshots(self.bus, topics, genesis, member="one", clock=ManualClock())
+        return Snapshots(Seat(self.bus, topics, genesis, "one", ManualClock()))
 
     def history(self, *, merged: bool = True) -> History:
         """Return a reader of the log; one without merged steps if told so."""

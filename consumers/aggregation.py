@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import logging
 
-from refold.bus.clock import Clock
 from refold.bus.closing import close_all
-from refold.bus.contract import Bus
 from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
 from refold.bus.payloads import PayloadReader, send_payload
-from refold.bus.topics import Topics
 from refold.consumers.accepted import Deltas, OpenUpdates, aggregate
 from refold.consumers.alerts import Alerts
 from refold.consumers.checkpoints import LogSigner
 from refold.consumers.notices import notices_of, refuses_without_receipt, told_positions
 from refold.consumers.sealing import SealingKeys, destroyer
-from refold.consumers.standby import Standby
+from refold.consumers.standby import Seat, Standby
 from refold.producers.history import History
 from refold.schemas.commits import Position
 from refold.schemas.errors import ConfigurationError, IntegrityError, PlaceTakenError
@@ -45,7 +42,6 @@ from refold.schemas.events import (
     UpdateRejected,
 )
 from refold.schemas.identity import ClientNotices
-from refold.schemas.keys import SigningKey
 from refold.schemas.payload import Payload
 from refold.schemas.reasons import REASONS
 from refold.schemas.rollback import ROLLED_BACK
@@ -60,55 +56,23 @@ MAX_RECEIPTS = 2048
 
 
 class Aggregation(Standby):
-    """One member of the group.
-
-    Parameters
-    ----------
-    log_key
-        Signs checkpoints; None only where genesis names no log keys.
-    """
+    """One member of the group; it signs checkpoints, and needs no key only where genesis names no log keys."""
 
     name = "aggregation"
 
-    def __init__(
-        self,
-        bus: Bus,
-        topics: Topics,
-        genesis: Genesis,
-        *,
-        member: str,
-        clock: Clock,
-        log_key: SigningKey | None = None,
-        keys: SealingKeys | None = None,
-    ) -> None:
-        if genesis.log_keys and (log_key is None or log_key.public not in genesis.log_keys):
+    def __init__(self, seat: Seat, *, keys: SealingKeys | None = None) -> None:
+        log_keys = seat.genesis.log_keys
+        if log_keys and (seat.log_key is None or seat.log_key.public not in log_keys):
             raise ConfigurationError("not a log key of this federation", hint="serve with the secret that `refold init` made")
-        super().__init__(
-            bus,
-            group=f"{topics.federation}.aggregation",
-            topic=topics.accepted,
-            member=member,
-            start=lambda bus: _Active(bus, topics, genesis, member, clock, log_key, keys or SealingKeys()),
-        )
+        super().__init__(seat, topic=seat.topics.accepted, start=lambda seat: _Active(seat, keys or SealingKeys()))
 
 
 class _Active:
     """The member that holds the place."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        topics: Topics,
-        genesis: Genesis,
-        member: str,
-        clock: Clock,
-        log_key: SigningKey | None,
-        keys: SealingKeys,
-    ) -> None:
-        self._bus = bus
-        self._clock = clock
-        self._topics = topics
-        self._genesis = genesis
+    def __init__(self, seat: Seat, keys: SealingKeys) -> None:
+        bus, topics, genesis, clock = seat.bus, seat.topics, seat.genesis, seat.clock
+        self._bus, self._topics, self._genesis, self._clock = bus, topics, genesis, clock
         self._destroy_void = destroyer(keys)
         self._history = History(bus, topics, genesis=genesis, on_key=self._destroy_void)
         self._history.refresh()
@@ -119,12 +83,12 @@ class _Active:
         self._payloads = Deltas(topics.federation, genesis.schema, self._deltas, keys)
         self._producer = bus.producer()
         self._steps = bus.topics()[topics.steps].partitions
-        self._writer = LedgerWriter(bus, self._history.rounds.reader, writer=member, clock=clock)
+        self._writer = LedgerWriter(bus, self._history.rounds.reader, writer=seat.member, clock=clock)
         self._alerts = Alerts(bus, topics, clock)
         self._open = OpenUpdates()
         self._state: ModelState | None = None
         last = self._history.lineage.checkpoint
-        self._signer = LogSigner(topics.federation, log_key, last) if log_key and genesis.log_keys else None
+        self._signer = LogSigner(topics.federation, seat.log_key, last) if seat.log_key and genesis.log_keys else None
 
     def turn(self) -> bool:
         entries = self._accepted.poll(0.0)

@@ -18,11 +18,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from refold.bus.clock import Clock
 from refold.bus.closing import close_all
-from refold.bus.contract import Bus, Place, Record
+from refold.bus.contract import Place, Record
 from refold.bus.ledger import LedgerReader
-from refold.bus.topics import Topics, event_headers
+from refold.bus.topics import event_headers
 from refold.consumers.alerts import Alerts
 from refold.consumers.commands import send_command
 from refold.consumers.delivery import Sink
@@ -36,11 +35,11 @@ from refold.consumers.monitoring.reports import report_pages
 from refold.consumers.monitoring.telling import alerts_of, bus_alert
 from refold.consumers.reported import ReportReader
 from refold.consumers.roster import Roster
-from refold.consumers.standby import Standby
+from refold.consumers.standby import Seat, Standby
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert, BanClient
 from refold.schemas.errors import InvalidRecord
-from refold.schemas.events import Genesis, UpdateAccepted, UpdateRejected
+from refold.schemas.events import UpdateAccepted, UpdateRejected
 from refold.schemas.health import DEAD
 from refold.schemas.keys import SigningKey
 from refold.schemas.reasons import blames
@@ -75,42 +74,18 @@ class Health(Standby):
 
     name = "health"
 
-    def __init__(
-        self,
-        bus: Bus,
-        topics: Topics,
-        genesis: Genesis,
-        *,
-        member: str,
-        clock: Clock,
-        log_key: SigningKey | None,
-        settings: HealthSettings | None = None,
-    ) -> None:
-        super().__init__(
-            bus,
-            group=f"{topics.federation}.health",
-            topic=topics.rounds,
-            member=member,
-            start=lambda bus: Watcher(bus, topics, genesis, member, clock, log_key, settings or HealthSettings()),
-        )
+    def __init__(self, seat: Seat, *, settings: HealthSettings | None = None) -> None:
+        super().__init__(seat, topic=seat.topics.rounds, start=lambda seat: Watcher(seat, settings or HealthSettings()))
 
 
 class Watcher:
     """The member that holds the place."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        topics: Topics,
-        genesis: Genesis,
-        member: str,
-        clock: Clock,
-        log_key: SigningKey | None,
-        settings: HealthSettings,
-    ) -> None:
-        self._bus, self._topics, self._clock, self._member = bus, topics, clock, member
-        self._log_key, self._settings = log_key, settings
-        self._roster = Roster.of(genesis)
+    def __init__(self, seat: Seat, settings: HealthSettings) -> None:
+        bus, topics, clock = seat.bus, seat.topics, seat.clock
+        self._bus, self._topics, self._clock, self._member = bus, topics, clock, seat.member
+        self._log_key, self._settings = seat.log_key, settings
+        self._roster = Roster.of(seat.genesis)
         self._accepted = LedgerReader(bus, topics.accepted)
         self._alerts = Alerts(bus, topics, clock)
         self._producer = bus.producer()
@@ -119,7 +94,7 @@ class Watcher:
         self.monitor = Monitor(settings.policy, self._interval_s)
         self._reported_s = clock.monotonic_s() - LEAST_REPORT_S
         self._bus_was_silent = False
-        self._reports = ReportReader(genesis)
+        self._reports = ReportReader(seat.genesis)
         self._beats = bus.consumer()
         self._places = [Place(topics.health, number) for number in range(bus.topics()[topics.health].partitions)]
         self._beats.assign(self._places)

@@ -30,6 +30,7 @@ from refold.consumers.inspection import Inspector
 from refold.consumers.modelcheck import Evaluation
 from refold.consumers.sealing import SealingKeys
 from refold.consumers.snapshots import Snapshots
+from refold.consumers.standby import Seat
 from refold.consumers.startup import refuse_lost_log, refuse_what_loses_data
 from refold.schemas.errors import (
     BusError,
@@ -245,21 +246,18 @@ class Server:
     def _factory(self, group: str, member: str) -> Callable[[], Member]:
         bus, topics, clock = self._bus, self._topics, self._clock
         key = log_key(self._secret) if self._genesis.log_keys else None
+        seat = Seat(bus, topics, self._genesis, member, clock, key)
         match group:
             case "consistency":
                 return lambda: Consistency(bus, topics, self._inspector(), member=member, clock=clock, life=self._life)
             case "detection":
                 return lambda: Detection(bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble)
             case "aggregation":
-                return lambda: Aggregation(bus, topics, self._genesis, member=member, clock=clock, log_key=key, keys=self._keys)
+                return lambda: Aggregation(seat, keys=self._keys)
             case "health":
-                return lambda: Health(
-                    bus, topics, self._genesis, member=member, clock=clock, log_key=key, settings=self._health
-                )
+                return lambda: Health(seat, settings=self._health)
             case _:
-                return lambda: Snapshots(
-                    bus, topics, self._genesis, member=member, clock=clock, log_key=key, evaluation=self._evaluation
-                )
+                return lambda: Snapshots(seat, evaluation=self._evaluation)
 
     def _inspector(self) -> Inspector:
         return Inspector.of(self._genesis, self._secret, self._keys)

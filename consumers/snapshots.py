@@ -21,22 +21,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from refold.bus.clock import Clock
 from refold.bus.closing import close_all
-from refold.bus.contract import Bus, Place
+from refold.bus.contract import Place
 from refold.bus.payloads import Sent, send_payload
 from refold.bus.ranges import records_in
-from refold.bus.topics import Topics, event_headers
+from refold.bus.topics import event_headers
 from refold.consumers.merging import Merging
 from refold.consumers.modelcheck import Evaluation, ModelCheck
 from refold.consumers.snapshot_facts import SnapshotFacts
-from refold.consumers.standby import Standby
+from refold.consumers.standby import Seat, Standby
 from refold.producers.history import History
 from refold.schemas.canonical import encode
 from refold.schemas.codec import encode_raw
 from refold.schemas.errors import IntegrityError
-from refold.schemas.events import Genesis, SnapshotTaken
-from refold.schemas.keys import SigningKey
+from refold.schemas.events import SnapshotTaken
 from refold.schemas.layout import Layout
 from refold.state.model_state import ModelState
 
@@ -49,48 +47,21 @@ class Snapshots(Standby):
 
     name = "snapshots"
 
-    def __init__(
-        self,
-        bus: Bus,
-        topics: Topics,
-        genesis: Genesis,
-        *,
-        member: str,
-        clock: Clock,
-        log_key: SigningKey | None = None,
-        evaluation: Evaluation | None = None,
-    ) -> None:
-        super().__init__(
-            bus,
-            group=f"{topics.federation}.snapshots",
-            topic=topics.rounds,
-            member=member,
-            start=lambda bus: _Active(bus, topics, genesis, member, clock, log_key, evaluation),
-        )
+    def __init__(self, seat: Seat, *, evaluation: Evaluation | None = None) -> None:
+        super().__init__(seat, topic=seat.topics.rounds, start=lambda seat: _Active(seat, evaluation))
 
 
 class _Active:
     """The member that holds the place."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        topics: Topics,
-        genesis: Genesis,
-        member: str,
-        clock: Clock,
-        log_key: SigningKey | None,
-        evaluation: Evaluation | None,
-    ) -> None:
-        self._bus = bus
-        self._topics = topics
-        self._member = member
-        self._clock = clock
+    def __init__(self, seat: Seat, evaluation: Evaluation | None) -> None:
+        bus, topics, genesis, clock = seat.bus, seat.topics, seat.genesis, seat.clock
+        self._bus, self._topics, self._clock, self._member = bus, topics, clock, seat.member
         self._history = History(bus, topics, genesis=genesis)
         self._producer = bus.producer()
         self._partitions = bus.topics()[topics.snapshot_chunks].partitions
         self._state: ModelState | None = None
-        self._check = ModelCheck(bus, topics, self._history, clock, log_key, evaluation)
+        self._check = ModelCheck(bus, topics, self._history, clock, seat.log_key, evaluation)
         self._facts = SnapshotFacts(bus, topics, genesis)
         self._merging = Merging(bus, topics, self._history, self._producer, clock)
         self._history.refresh()

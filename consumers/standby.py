@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from refold.bus.clock import Clock
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus, Place
 from refold.bus.keeping import keeping
+from refold.bus.topics import Topics
+from refold.schemas.events import Genesis
+from refold.schemas.keys import SigningKey
 
 
 class Turns(Protocol):
@@ -22,19 +27,41 @@ class Turns(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Seat:
+    """Where a member of a group works.
+
+    Parameters
+    ----------
+    member
+        A stable name: started again under the same name, it takes its own place at once.
+    log_key
+        The server's own signature, where it has one.
+    """
+
+    bus: Bus
+    topics: Topics
+    genesis: Genesis
+    member: str
+    clock: Clock
+    log_key: SigningKey | None = None
+
+
 class Standby:
     """A member of a group with one place, on a topic with one partition.
 
-    Whoever holds the place makes its working state anew from the log (`start`, given the bus to work through, which keeps the
-    place during a long turn) and takes turns; whoever loses it throws that state away. Two that believe they hold it do no
+    Whoever holds the place makes its working state anew from the log (`start`, given the seat with a bus that keeps the place
+    during a long turn) and takes turns; whoever loses it throws that state away. Two that believe they hold it do no
     harm: only one of their commits extends the chain.
     """
 
-    def __init__(self, bus: Bus, *, group: str, topic: str, member: str, start: Callable[[Bus], Turns]) -> None:
-        self._bus = keeping(bus, lambda: self._consumer.stay())
+    name: str
+
+    def __init__(self, seat: Seat, *, topic: str, start: Callable[[Seat], Turns]) -> None:
+        self._seat = replace(seat, bus=keeping(seat.bus, lambda: self._consumer.stay()))
         self._start = start
         self._active: Turns | None = None
-        self._consumer = bus.consumer(group=group, instance=member)
+        self._consumer = seat.bus.consumer(group=f"{seat.topics.federation}.{self.name}", instance=seat.member)
         self._consumer.subscribe([topic], on_assigned=self._take_over, on_revoked=self._stand_by)
 
     def step(self, timeout_s: float) -> bool:
@@ -44,8 +71,8 @@ class Standby:
 
     def _take_over(self, places: frozenset[Place]) -> None:
         for place in places:
-            self._consumer.seek(place, self._bus.end_offset(place))
-        self._active = self._start(self._bus)
+            self._consumer.seek(place, self._seat.bus.end_offset(place))
+        self._active = self._start(self._seat)
 
     def _stand_by(self, _places: frozenset[Place]) -> None:
         active, self._active = self._active, None

@@ -13,6 +13,7 @@ from refold.bus.contract import Place
 from refold.bus.memory import MemoryBus
 from refold.consumers import merging
 from refold.consumers.snapshots import Snapshots
+from refold.consumers.standby import Seat
 from refold.producers.history import History
 from refold.schemas.canonical import encode
 from refold.schemas.errors import BusError, IntegrityError
@@ -59,7 +60,7 @@ class Made:
     def serve(self, bus: object = None, member: str = "one") -> None:
         """Let the group write all that is due."""
         topics, genesis = self.federation.topics, self.federation.genesis
-        group = Snapshots(bus or self.bus, topics, genesis, member=member, clock=ManualClock())  # type: ignore[arg-type]
+        group = Snapshots(Seat(bus or self.bus, topics, genesis, member, ManualClock()))  # type: ignore[arg-type]
         try:
             while group.step(0.0):
                 pass
