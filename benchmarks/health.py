@@ -36,6 +36,7 @@ from refold.bus.clock import SystemClock
 from refold.bus.memory import MemoryBus
 from refold.consumers.health import HealthSettings, Watcher
 from refold.consumers.monitoring.readings import Sample
+from refold.consumers.standby import Seat
 from refold.schemas.keys import SigningKey, log_key
 from refold.testing import SteppedServer
 
@@ -70,7 +71,9 @@ def judge_live(
         ward = context.Process(target=run_ward, args=about)
         ward.start()
         secret = federation.keyring.secret(federation.genesis.secret_digest)
-        watcher = Watcher(bus, federation.topics, federation.genesis, "judge", SystemClock(), log_key(secret), HealthSettings())
+        watcher = Watcher(
+            Seat(bus, federation.topics, federation.genesis, "judge", SystemClock(), log_key(secret)), HealthSettings()
+        )
         said, trace = _watch(watcher, ours)
         done, left_out = ours.recv()
         ward.join()

@@ -28,6 +28,7 @@ from refold.bus.contract import Place
 from refold.bus.memory import MemoryBus
 from refold.consumers.commands import signed_part
 from refold.consumers.health import HealthSettings, Watcher
+from refold.consumers.standby import Seat
 from refold.schemas.canonical import encode
 from refold.schemas.checks import Command, EnrolClient
 from refold.schemas.condition import Condition, LogDigest, Progress
@@ -112,7 +113,9 @@ def _watched(
     keys = [SigningKey.from_seed(seed) for seed in seeds]
     silent = set(chance.sample(range(len(names)), max(1, int(SILENT_SHARE * len(names)))))
     secret = federation.keyring.secret(federation.genesis.secret_digest)
-    watcher = Watcher(federation.bus, federation.topics, federation.genesis, "one", clock, log_key(secret), HealthSettings())
+    watcher = Watcher(
+        Seat(federation.bus, federation.topics, federation.genesis, "one", clock, log_key(secret)), HealthSettings()
+    )
     process, topic = psutil.Process(), federation.topics.health
     busy_s, turns, memory, sent, place = 0.0, [], [], 0, 0
     steps = int(beats * interval_s / BATCH_S)

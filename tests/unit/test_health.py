@@ -17,6 +17,7 @@ from refold.bus.memory import MemoryBus
 from refold.consumers.health import HealthSettings, Watcher
 from refold.consumers.monitoring.policy import HealthPolicy
 from refold.consumers.reported import follow_reports
+from refold.consumers.standby import Seat
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert, BanClient, Command
 from refold.schemas.condition import ERROR, Condition, LogDigest, LogTemplate
@@ -47,7 +48,8 @@ class World:
         secret = self.federation.keyring.secret(self.federation.genesis.secret_digest)
         told = HealthSettings(**settings)
         federation = self.federation
-        return Watcher(self.bus, federation.topics, federation.genesis, member, self.clock, log_key(secret), told)
+        seat = Seat(self.bus, federation.topics, federation.genesis, member, self.clock, log_key(secret))
+        return Watcher(seat, told)
 
     def send(self, value: bytes, partition: int = 0) -> None:
         with self.bus.producer() as producer:
