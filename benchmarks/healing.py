@@ -5,7 +5,9 @@ then the culprits are named, or found by judging the log's features in hindsight
 same log. ``behind`` is accuracy in points behind training from scratch without the culprits in the mean over seeds, ``worst``
 that of the worst seed; ``backdoor`` is how often the trigger still works; ``work`` counts passes over clients' data.
 
-    python benchmarks/healing.py [--seeds N] [--small] [--alpha A] [--json]
+    python benchmarks/healing.py [--seeds N] [--kinds sign,label,backdoor] [--shares 0.2,0.4] [--small] [--alpha A] [--json]
+
+Settings do not depend on one another: a long run may be made in pieces.
 
 Ends with 1 if, with culprits named, the calibration is more than 0.5 points behind, leaves the backdoor open to more than .02,
 or takes more than 5 % of the work.
@@ -137,13 +139,16 @@ def main() -> int:
     """Run the settings, print the table; return 1 where the promise is not held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="which attacks")
+    parser.add_argument("--shares", default="0.2,0.4", help="shares of bad clients")
     parser.add_argument("--alpha", type=float, default=1.0, help="how unlike the clients' data is; 0 deals alike")
     parser.add_argument("--small", action="store_true", help="one seed, one share, few rounds: to see that it runs")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    seeds, bad, rounds, every = (1, (0.2,), 12, 4) if chosen.small else (chosen.seeds, (0.2, 0.4), ROUNDS, 2)
+    shares = tuple(map(float, chosen.shares.split(",")))
+    seeds, bad, rounds, every = (1, shares[:1], 12, 4) if chosen.small else (chosen.seeds, shares, ROUNDS, 2)
     summaries: list[Summary] = []
-    for kind in KINDS:
+    for kind in chosen.kinds.split(","):
         for share in bad:
             runs = [
                 one(kind, share, seed, chosen.alpha or None, rounds, every=every)

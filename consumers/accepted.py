@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from refold.bus.payloads import PayloadReader
@@ -49,10 +49,16 @@ class OpenUpdates:
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """Where accepted updates' payloads are read, and what opens those that are sealed."""
+    """Where accepted updates' payloads are read, and what opens those that are sealed.
+
+    Parameters
+    ----------
+    schema_of
+        Gives the schema on the lattice of a round, an update's base.
+    """
 
     federation: str
-    schema: ModelSchema
+    schema_of: Callable[[int], ModelSchema]
     reader: PayloadReader
     keys: SealingKeys
 
@@ -68,11 +74,11 @@ class Deltas:
         """
         assert event.payload is not None
         chunks = opened(self.reader.read(event.payload), event.sealing, self.federation, event.origin, self.keys)
-        return decode_update(event.codec, event.exponents, chunks, self.schema)
+        return decode_update(event.codec, event.exponents, chunks, self.schema_of(event.origin.base_round))
 
 
-def aggregate(members: list[tuple[Member, int, UpdateAccepted]], deltas: Deltas, rule: str) -> Aggregate:
-    """Return what a round's recorded rule makes of its members, exactly.
+def aggregate(members: list[tuple[Member, int, UpdateAccepted]], deltas: Deltas, rule: str, schema: ModelSchema) -> Aggregate:
+    """Return what a round's recorded rule makes of its members, exactly; all of them on the schema's lattice.
 
     Raises
     ------
@@ -83,11 +89,11 @@ def aggregate(members: list[tuple[Member, int, UpdateAccepted]], deltas: Deltas,
     # The result is the same in any order; this one reads each partition once from front to back.
     ordered = sorted(members, key=_lies_at)
     if rule != MEAN:
-        with OrderStatistic(deltas.schema, least, rule) as statistic:
+        with OrderStatistic(schema, least, rule) as statistic:
             for _, index, event in ordered:
                 statistic.add(deltas.blocks_of(event), event.exponents, index=index)
             return statistic.result()
-    mean = WeightedMean(deltas.schema, least)
+    mean = WeightedMean(schema, least)
     for member, index, event in ordered:
         mean.add(deltas.blocks_of(event), event.exponents, weight=member.weight, index=index)
     return mean.result()

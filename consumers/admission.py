@@ -107,9 +107,13 @@ def _timing(roster: Roster, lineage: Lineage, body: UpdateBody, everyone: bool) 
         return "future-base"
     if known != body.base_digest:
         return "wrong-base"
+    if body.schema_digest != lineage.schema_of(body.base_round).digest:
+        return "schema"
     staleness = roster.branches.staleness(body.base_round)
     if staleness is None:
         return "abandoned-branch"
+    if roster.branches.is_on_former_lattice(body.base_round):
+        return "former-lattice"
     if roster.genesis.defence.mode == "none":
         return ""
     if staleness > roster.plan.max_staleness:

@@ -33,8 +33,10 @@ from refold.schemas.events import (
     FederationEnded,
     FederationOpened,
     Genesis,
+    Overflowed,
     Receipt,
     Receipts,
+    Regridded,
     RolledBack,
     RoundClosed,
     RoundCommitted,
@@ -44,7 +46,9 @@ from refold.schemas.events import (
 from refold.schemas.identity import ClientNotices
 from refold.schemas.payload import Payload
 from refold.schemas.reasons import REASONS
+from refold.schemas.regrid import REGRIDDED
 from refold.schemas.rollback import ROLLED_BACK
+from refold.state.epochs import coarser, regrid
 from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
 from refold.state.step import Step, Void, compute_step
@@ -80,7 +84,7 @@ class _Active:
         self._found_covered = self._covered.accepted_index == 0
         self._accepted = LedgerReader(bus, topics.accepted)
         self._deltas = PayloadReader(bus, topics.deltas)
-        self._payloads = Deltas(topics.federation, genesis.schema, self._deltas, keys)
+        self._payloads = Deltas(topics.federation, self._history.lineage.schema_of, self._deltas, keys)
         self._producer = bus.producer()
         self._steps = bus.topics()[topics.steps].partitions
         self._writer = LedgerWriter(bus, self._history.rounds.reader, writer=seat.member, clock=clock)
@@ -130,9 +134,11 @@ class _Active:
                 case Genesis():
                     events.append(_opened(event))
                 case RoundClosed():
-                    events.append(self._make_round(event))
+                    events += self._make_round(event)
                 case RolledBack():
                     events += [event, self._reopened(event)]
+                case Regridded():
+                    events += [event, self._regridded(event)]
                 case FederationEnded() | ClientKeyed() | ClientErased():
                     events.append(event)
         notices = tuple(notices_of(entry, required=self._genesis.identity.required))
@@ -142,23 +148,46 @@ class _Active:
         if events or refuses_without_receipt(entry):
             self._commit(entry, events)
 
-    def _make_round(self, closed: RoundClosed) -> RoundCommitted:
+    def _make_round(self, closed: RoundClosed) -> list[object]:
+        """Return the round, and where only a coarser lattice helps, what asks for one."""
         # 1. The step.
         members = self._open.take(closed)
         state = self._state_of(closed.parent)
         optimizer = from_settings(closed.optimizer, closed.optimizer_settings)
-        step = compute_step(state, aggregate(members, self._payloads, closed.rule), optimizer)
+        step = compute_step(state, aggregate(members, self._payloads, closed.rule, state.schema), optimizer)
         if isinstance(step, Void):
             self._state = state
             self._warn_of_void(closed.round, step)
-            return _void(closed, state, f"tensor {step.tensor!r}: {step.reason}")
+            made = _void(closed, state, f"tensor {step.tensor!r}: {step.reason}")
+            return [made, Overflowed(closed.round, step.beyond)] if coarser(state.schema, step.beyond) else [made]
         if step.saturated:
             self._warn_of_saturation(closed.round, step)
         # 2. Its chunks.
         parameters, slots = self._write(step, closed.round)
         step.apply(state, round_=closed.round)
         self._state = state
-        return _applied(closed, state, step, parameters, slots)
+        return [_applied(closed, state, step, parameters, slots)]
+
+    def _regridded(self, event: Regridded) -> RoundCommitted:
+        """Return the round that a regridding opens: its parent's state, rounded to coarser cells."""
+        state = self._state_of(event.parent)
+        regrid(state, event.exponents)
+        state.round, self._state = event.round, state
+        tree = state.tree()
+        return RoundCommitted(
+            event.round,
+            event.parent,
+            REGRIDDED,
+            event.reason,
+            (),
+            None,
+            (),
+            None,
+            tuple(state.slot_exponents.items()),
+            tree.parameters_digest,
+            tree.state_digest,
+            event.next_plan,
+        )
 
     def _reopened(self, event: RolledBack) -> RoundCommitted:
         """Return the round that a rollback opens: no step, and its parent's state, which `rounds` has: it covers in order."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from refold.consumers.planning import plan_round, plan_turn
 from refold.schemas.errors import UsageError
-from refold.schemas.events import RoundClosed
+from refold.schemas.events import Regridded, RoundClosed
+from refold.schemas.model import ModelSchema
 from refold.schemas.plans import PlanPolicy, RoundPlan, settings
 from refold.schemas.rollback import Calibration, RolledBack
+from refold.state.epochs import FOUNDING, Epoch, Lattice
 
 OPERATOR = "operator"
 
@@ -25,12 +27,14 @@ class Node:
     exponents
         The grid's k for each tensor, of the plan that follows it.
     jumps
-        The rollbacks among its ancestors and itself as pairs of round and parent, oldest first: between them, each round's
-        parent is the one before.
+        The rollbacks and regriddings among its ancestors and itself as pairs of round and parent, oldest first: between them,
+        each round's parent is the one before.
     calibration, done
         The calibration that goes on after it, and how many of its rounds are done; None where training goes on as planned.
     had_turn
         Clients that the calibration asked in its present turn of all of them.
+    epoch
+        Which lattice its state is on.
     """
 
     progress: int
@@ -39,6 +43,7 @@ class Node:
     calibration: Calibration | None = None
     done: int = 0
     had_turn: frozenset[str] = frozenset()
+    epoch: Epoch = FOUNDING
 
     def next(self, members: Collection[str] = ()) -> Node:
         """Return the node of the round that is closed on this one."""
@@ -68,9 +73,16 @@ class Node:
 
 @dataclass(slots=True)
 class Branches:
-    """A fold over `accepted`; per round it holds a few numbers, and the tuples of neighbours are shared."""
+    """A fold over `accepted`; per round it holds a few numbers, and the tuples of neighbours are shared.
+
+    Parameters
+    ----------
+    lattices
+        All that were begun, the founding one left out.
+    """
 
     nodes: list[Node] = field(default_factory=list)
+    lattices: list[Lattice] = field(default_factory=list)
 
     @classmethod
     def of(cls, first_plan: RoundPlan) -> Branches:
@@ -115,8 +127,36 @@ class Branches:
         progress = node.progress if calibration is None else self.nodes[self.head].progress
         jumps = (*node.jumps, (self.head + 1, parent))
         if calibration is not None:
-            return Node(progress, node.exponents, jumps, calibration)
+            return Node(progress, node.exponents, jumps, calibration, epoch=node.epoch)
         return replace(node, jumps=jumps)
+
+    def regrid(self, event: Regridded) -> None:
+        """Take a regridding in: the void round that asked for it counts for nothing."""
+        self.nodes.append(self._regridded_node(event.parent, event.exponents, event.next_plan.exponents))
+        self.lattices.append(event.exponents)
+
+    def _regridded_node(self, parent: int, lattice: Lattice, exponents: tuple[int, ...]) -> Node:
+        node, round_ = self.nodes[parent], self.head + 1
+        return replace(node, exponents=exponents, jumps=(*node.jumps, (round_, parent)), epoch=Epoch(round_, lattice))
+
+    def regridded(self, policy: PlanPolicy, parent: int, schema: ModelSchema, lattice: Lattice, reason: str) -> Regridded:
+        """Return the event that brings the newest round's state, which is its parent's, onto a coarser lattice.
+
+        The grid's cells stay as large as they were, or become the lattice's own.
+
+        Parameters
+        ----------
+        schema
+            On the lattice of the newest round.
+        """
+        coarser = [tensor.exponent - after for tensor, after in zip(schema.tensors, lattice, strict=True)]
+        exponents = tuple(max(0, k - bits) for k, bits in zip(self.nodes[self.head].exponents, coarser, strict=True))
+        plan = self._regridded_node(parent, lattice, exponents).plan(policy, self.head + 2, exponents, ())
+        return Regridded(self.head + 1, parent, self.head, lattice, reason, plan)
+
+    def is_on_former_lattice(self, base: int) -> bool:
+        """Whether a round's state is on another lattice than the newest one's: its deltas cannot be added to the others."""
+        return self.nodes[base].epoch != self.nodes[self.head].epoch
 
     def staleness(self, base: int) -> int | None:
         """Return how many commits lie between a round and the newest one; None where the newest does not stand on it."""

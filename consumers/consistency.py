@@ -36,6 +36,7 @@ from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import NO_OFFSET, Attempted, Checked
 from refold.schemas.commits import PartitionPosition
 from refold.schemas.errors import InvalidRecord, PlaceTakenError
+from refold.schemas.events import Regridded
 from refold.schemas.identity import KeyRequest
 from refold.schemas.payload import Payload
 from refold.schemas.updates import ClientUpdate, Sealing
@@ -155,6 +156,7 @@ class Consistency:
     def step(self, timeout_s: float) -> bool:
         """Inspect what is new; return whether there was anything."""
         records = self._consumer.poll(timeout_s)
+        self._learn_lattices(records)
         # 1. The attempts at all that came together, in one go.
         self._announce(records)
         for record in records:
@@ -189,6 +191,21 @@ class Consistency:
         for entry in self._accepted.read_to_end():
             for event in entry.events:
                 self._sealing.fold(event)
+                if isinstance(event, Regridded):
+                    self._inspector.learn(event.exponents)
+
+    def _learn_lattices(self, records: list[Record]) -> None:
+        """Ask the log where an update is on a lattice that is not known: its client knows it from `rounds`."""
+        for record in records:
+            if not is_chunk(record.headers) and not self._is_judged(record) and self._is_on_unknown(record):
+                self._read_log()
+                return
+
+    def _is_on_unknown(self, record: Record) -> bool:
+        try:
+            return self._inspector.open(record.value).body.schema_digest not in self._inspector.lattices
+        except InvalidRecord:
+            return False
 
     def _sealing_fault(self, client: str, sealing: Sealing | None) -> str:
         """Ask the log as it is now: whoever was told of a key in `rounds` finds it in `accepted`."""

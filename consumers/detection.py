@@ -41,6 +41,7 @@ from refold.consumers.modelwatch import Alarm
 from refold.consumers.pending import Pending
 from refold.consumers.planning import is_complete
 from refold.consumers.pruning import carry_out, plan_pruning
+from refold.consumers.regridding import regridded
 from refold.consumers.reported import ReportReader
 from refold.consumers.sealing import destroyer
 from refold.consumers.stragglers import Stragglers
@@ -162,6 +163,7 @@ class _Active:
         self._require_newest()
         self._prune()
         self._heal()
+        self._regrid()
         self._hear()
         for record in records:
             self._checked_next = record.offset  # What is committed meanwhile leaves this one to be read again.
@@ -214,6 +216,12 @@ class _Active:
             self._asked_about = choice.alarm
             advice = f"`refold rollback r{choice.parent}` goes back to what was good"
             self._alerts.raise_("model", "error", choice.alarm.evidence, advice, choice.alarm.round, kind="model")
+
+    def _regrid(self) -> None:
+        """Go over to a coarser lattice where the newest round asks for it."""
+        event = regridded(self.roster, self._rounds.lineage)
+        if event is not None:
+            self._commit([event], [])
 
     def _obey(self) -> bool:
         """Take the commands that are there, and say which of them cannot be obeyed; return whether any was taken."""
@@ -310,6 +318,8 @@ class _Active:
         """Return what closes the round now, or ""."""
         if self.roster.ended or self._rounds.lineage.head != self.roster.closed or self._rounds.lineage.opened is None:
             return ""
+        if regridded(self.roster, self._rounds.lineage) is not None:
+            return ""  # The next turn begins with it; a round on a lattice that is too fine would be void, too.
         now_s = self._clock.monotonic_s()
         plan = self.roster.plan
         living = self._living(now_s)

@@ -21,6 +21,7 @@ from refold.schemas.sealing import OVERHEAD_BYTES, SUITE
 from refold.schemas.topk import most_bytes, most_entries
 from refold.schemas.updates import KINDS, TRAIN, ClientUpdate, UpdateBody
 from refold.state.delta import TOPK, check_exponents, decode_update
+from refold.state.epochs import Lattice
 
 OPEN_UPDATES = 4
 """So many whole updates may one writer have under way at once, what was left of uploads that were cut off among them."""
@@ -57,6 +58,8 @@ class Inspector:
         What opens sealed updates.
     limits
         What one client may take up.
+    lattices
+        The schema on every lattice that the log knows of, by its digest; `learn` adds one.
     """
 
     federation: str
@@ -66,6 +69,7 @@ class Inspector:
     entries: int | None
     keys: SealingKeys
     limits: Limits
+    lattices: dict[bytes, ModelSchema]
 
     @classmethod
     def of(cls, genesis: Genesis, secret: bytes, keys: SealingKeys | None = None) -> Inspector:
@@ -74,7 +78,13 @@ class Inspector:
         extractor, policy = FeatureExtractor(schema, secret), genesis.policy
         entries = most_entries(extractor.count, policy.density_ppm) if policy.codec == TOPK else None
         limits = Limits.of(genesis.identity.limits)
-        return cls(genesis.federation, schema, Layout.of(schema), extractor, entries, keys or SealingKeys(), limits)
+        known = {schema.digest: schema}
+        return cls(genesis.federation, schema, Layout.of(schema), extractor, entries, keys or SealingKeys(), limits, known)
+
+    def learn(self, lattice: Lattice) -> None:
+        """Take note of a lattice that the model came onto."""
+        schema = self.schema.on(lattice)
+        self.lattices[schema.digest] = schema
 
     @property
     def most_payload_bytes(self) -> int:
@@ -123,8 +133,8 @@ class Inspector:
             raise InvalidRecord(
                 "sealing", f"sealed with {body.sealing.suite!r}{'' if body.payload else ', and without a payload'}"
             )
-        if body.schema_digest != self.schema.digest:
-            raise InvalidRecord("schema", "made for a model of other tensors, shapes or dtypes")
+        if body.schema_digest not in self.lattices:
+            raise InvalidRecord("schema", "made for a model of other tensors, shapes or dtypes, or on another lattice")
         if body.kind != TRAIN:
             return
         self._check_codec(body)
@@ -168,11 +178,11 @@ class Inspector:
         KeyLackingError
             It is sealed, and its key is not here.
         """
-        features = self.extractor.start()
+        features, schema = self.extractor.start(), self.lattices.get(body.schema_digest, self.schema)
         untouched = True
         plain = opened(chunks, body.sealing, self.federation, body, self.keys)
-        for block, integers in decode_update(body.codec, body.exponents, plain, self.schema):
-            tensor = self.schema.tensors[block.tensor]
+        for block, integers in decode_update(body.codec, body.exponents, plain, schema):
+            tensor = schema.tensors[block.tensor]
             if not tensor.is_float:
                 untouched = untouched and not integers.any()
                 continue

@@ -102,6 +102,8 @@ class Intake:
         Ends early once the manifests come to `most_bytes`, and returns to how many they came.
         """
         self._window = self._window or ChunkWindow(self._bus, self._topics.updates, self._clock)
+        for lattice in self._roster.branches.lattices:
+            self._inspector.learn(lattice)
         coverage, size = self.coverage[partition], 0
         for record in records_in(self._bus, Place(self._topics.updates, partition), first, last):
             if is_chunk(record.headers):

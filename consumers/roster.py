@@ -25,6 +25,7 @@ from refold.schemas.events import (
     Genesis,
     Origin,
     PruningChanged,
+    Regridded,
     RoundClosed,
     Unattributed,
     UpdateAccepted,
@@ -38,6 +39,7 @@ from refold.schemas.identity import (
     ClientRevoked,
     TokenAdmitted,
 )
+from refold.schemas.model import ModelSchema
 from refold.schemas.payload import Payload
 from refold.schemas.plans import RoundPlan
 from refold.schemas.policies import HEALING, ModelReported, PolicyChanged
@@ -81,7 +83,7 @@ class Roster:
     plan
         Of the round that is open.
     closed
-        The newest round: the last that was closed, or opened by a rollback; 0 before the first.
+        The newest round: the last that was closed, or opened by a rollback or a regridding; 0 before the first.
     done
         Clients that have a verdict for the open round.
     active
@@ -117,6 +119,11 @@ class Roster:
         """Whether only enrolled clients take part."""
         return self.genesis.identity.required
 
+    @property
+    def schema(self) -> ModelSchema:
+        """The model's schema, on the newest round's lattice."""
+        return self.genesis.schema.on(self.branches.nodes[self.branches.head].epoch.lattice)
+
     def fold(self, entry: Entry) -> None:
         """Take a commit in."""
         self.position = entry.commit.position
@@ -134,6 +141,9 @@ class Roster:
                     self._opened(event)
                 case RolledBack():
                     self._rolled_back(event)
+                case Regridded():
+                    self.branches.regrid(event)
+                    self._opened(event)
                 case PolicyChanged():
                     if event.subject == HEALING:
                         self.healing.change(event.settings)
@@ -166,7 +176,7 @@ class Roster:
             standing.state = BANNED
             self._note_active(client, standing)
 
-    def _opened(self, event: RoundClosed | RolledBack) -> None:
+    def _opened(self, event: RoundClosed | RolledBack | Regridded) -> None:
         """Begin the round that is open from here on."""
         self.closed, self.plan = event.round, event.next_plan
         self.done.clear()

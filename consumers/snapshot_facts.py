@@ -12,7 +12,7 @@ from refold.consumers.checkpoint_policy import Since, SnapshotRules
 from refold.consumers.modelwatch import ModelWatch
 from refold.producers.history import History
 from refold.schemas.errors import UsageError
-from refold.schemas.events import Genesis, ModelReported, PolicyChanged, RolledBack, RoundClosed, UpdateAccepted
+from refold.schemas.events import Genesis, ModelReported, PolicyChanged, Regridded, RolledBack, RoundClosed, UpdateAccepted
 from refold.schemas.policies import SNAPSHOTS
 from refold.schemas.updates import EVALUATE, TRAIN
 
@@ -72,6 +72,8 @@ class SnapshotLog:
                 case RolledBack():
                     self._watch.back_to(event.parent)
                     self._newest = event.round
+                case Regridded():
+                    self._newest = event.round
                 case ModelReported() if event.value is not None:
                     self._watch.take_value(event.round, event.value, good_when_high=event.metric != "loss")
                     self._take_reading()
@@ -126,6 +128,13 @@ class SnapshotFacts:
         rates = self.rates
         measured = (rates.write_s, rates.load_s, rates.replay_s, self.log.between_failures_s)
         return Since(lineage.head, rounds, size, seconds, *measured)
+
+    def kept(self, history: History) -> dict[int, str]:
+        """Return which snapshots stay and why: what the policy keeps, and those that begin an epoch."""
+        found = self.rules.kept(history.snapshots, self.log.values)
+        for round_ in history.snapshots.keys() & history.lineage.regrids.keys():
+            found[round_] = ", ".join(filter(None, ("epoch", found.get(round_, ""))))
+        return dict(sorted(found.items()))
 
     def close(self) -> None:
         """Let go of the reader."""

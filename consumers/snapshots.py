@@ -86,10 +86,13 @@ class _Active:
         return due is not None or lineage.next_index != before
 
     def _due(self) -> int | None:
-        """Return the round to snapshot now: genesis first, then the newest that the policy asks for."""
+        """Return the round to snapshot now: genesis and what begins an epoch first, then the newest that the policy wants."""
         if 0 not in self._history.snapshots:
             return 0
         rounds = self._history.lineage.rounds
+        begun = [r for r in self._history.lineage.regrids if r in rounds and r not in self._history.snapshots]
+        if begun:
+            return begun[0]
         tagged = [tag for tag in self._facts.rules.tags if tag in rounds and tag not in self._history.snapshots]
         return tagged[0] if tagged else self._facts.rules.due(self._facts.since(self._history, self._clock.wall_ms()))
 
@@ -184,7 +187,7 @@ class _Active:
 
     def _prune(self) -> None:
         """Let go of what no rule of the policy keeps."""
-        kept = self._facts.rules.kept(self._history.snapshots, self._facts.log.values)
+        kept = self._facts.kept(self._history)
         for round_ in sorted(self._history.snapshots.keys() - kept.keys()):
             taken = self._history.snapshots[round_]
             self._send_manifest(round_, None)

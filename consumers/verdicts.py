@@ -230,7 +230,7 @@ def _close(ruling: Ruling, roster: Roster, living: Collection[str]) -> RoundClos
     features = [item.features() for item in accepted]
     defence = roster.genesis.defence
     weights, rule = weighing(defence, features, capped(claimed) if defence.mode == "all" else claimed, scores)
-    exponents = grid_exponents(roster.genesis.schema, features, divisor=policy.sigma_divisor, before=plan.exponents)
+    exponents = grid_exponents(roster.schema, features, divisor=policy.sigma_divisor, before=plan.exponents)
     applied = [item.client for item, weight in zip(accepted, weights, strict=True) if weight]
     return RoundClosed(
         plan.round,

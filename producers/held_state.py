@@ -54,10 +54,10 @@ class HeldState:
         """Return the state that was kept, if the log knows its round by the very digest."""
         if lineage.opened is None:
             return None
-        schema = lineage.opened.schema
         try:
             with self.path.open("rb") as file:
                 magic, digest, round_ = _HEAD.unpack(file.read(_HEAD.size).ljust(_HEAD.size, b"\0"))
+                schema = lineage.schema_of(round_)
                 if magic != MAGIC or digest != schema.digest or os.fstat(file.fileno()).st_size != _bytes_of(schema):
                     return None
                 arrays = [np.fromfile(file, f"<i{width // 8}", size) for size, width in _shapes(schema)]

@@ -129,7 +129,7 @@ class History:
 
     @property
     def schema(self) -> ModelSchema:
-        """The model's schema.
+        """The model's schema, on the lattice that it was founded with.
 
         Raises
         ------
@@ -286,7 +286,7 @@ class History:
         entries = self._known_rounds
         entries.setdefault(0, RoundEntry(0, None, None, {}, opened.parameters_digest, opened.state_digest))
         for round_ in range(len(entries), self.lineage.head + 1):
-            entries[round_] = entry_of(self.lineage.rounds[round_], slots=self._slots)
+            entries[round_] = entry_of(self.lineage.rounds[round_], self.lineage, slots=self._slots)
         return entries
 
     def _merged_entries(self) -> dict[Piece, MergedEntry]:
@@ -305,8 +305,8 @@ class History:
                 reader.close()
 
 
-def entry_of(event: RoundCommitted, *, slots: bool = True) -> RoundEntry:
-    """Return what replay knows of a committed round; its bytes with those of the slots or without."""
+def entry_of(event: RoundCommitted, lineage: Lineage, *, slots: bool = True) -> RoundEntry:
+    """Return what replay knows of a committed round that the lineage holds; its bytes with those of the slots or without."""
     return RoundEntry(
         event.round,
         event.parent,
@@ -315,6 +315,8 @@ def entry_of(event: RoundCommitted, *, slots: bool = True) -> RoundEntry:
         event.parameters_digest,
         event.state_digest,
         _sizes(event.step, event.slots_step, slots),
+        lineage.epochs.of(event.round).lattice,
+        event.round in lineage.regrids,
     )
 
 

@@ -16,13 +16,17 @@ from refold.schemas.events import (
     ClientKeyed,
     FederationEnded,
     FederationOpened,
+    Overflowed,
     Receipt,
     Receipts,
+    Regridded,
     RolledBack,
     RoundCommitted,
 )
 from refold.schemas.identity import ClientNotice, ClientNotices
+from refold.schemas.model import ModelSchema
 from refold.schemas.plans import RoundPlan
+from refold.state.epochs import Epochs, Lattice
 
 Listener = Callable[[Receipt], None]
 KeyEvent = ClientKeyed | ClientErased
@@ -48,6 +52,10 @@ class Lineage:
         Index of the next event of `rounds`.
     rollbacks
         In order; each stands before the round that it opens.
+    regrids
+        By the round that each opens, and stands before.
+    overflowed
+        The newest round whose step led beyond the lattice.
     """
 
     opened: FederationOpened | None = None
@@ -58,6 +66,10 @@ class Lineage:
     position: Position = field(default_factory=Position)
     checkpoint: Checkpointed | None = None
     rollbacks: list[RolledBack] = field(default_factory=list)
+    regrids: dict[int, Regridded] = field(default_factory=dict)
+    overflowed: Overflowed | None = None
+    epochs: Epochs = field(default_factory=Epochs)
+    _schemas: dict[Lattice, ModelSchema] = field(default_factory=dict)
 
     def fold(
         self,
@@ -78,10 +90,16 @@ class Lineage:
                 case RoundCommitted():
                     self.rounds[event.round] = replace(event, members=())
                     self.head = event.round
+                    begun = self.regrids.get(event.round)
+                    self.epochs.add(event.round, event.parent, begun.exponents if begun is not None else ())
                     if on_round is not None:
                         on_round(event)
                 case RolledBack():
                     self.rollbacks.append(event)
+                case Regridded():
+                    self.regrids[event.round] = event
+                case Overflowed():
+                    self.overflowed = event
                 case FederationEnded():
                     self.ended = event
                 case Checkpointed():
@@ -107,6 +125,23 @@ class Lineage:
         if self.opened is None:
             raise NotFoundError("the federation is not open yet", hint="start its server: `refold serve`")
         return self.rounds[self.head].next_plan if self.head in self.rounds else self.opened.first_plan
+
+    def schema_of(self, round_: int) -> ModelSchema:
+        """Return the model's schema with the lattice that a round's state is on.
+
+        Raises
+        ------
+        NotFoundError
+            The federation is not open yet.
+        """
+        if self.opened is None:
+            raise NotFoundError("the federation is not open yet", hint="start its server: `refold serve`")
+        lattice = self.epochs.of(round_).lattice
+        if not lattice:
+            return self.opened.schema
+        if lattice not in self._schemas:
+            self._schemas[lattice] = self.opened.schema.on(lattice)
+        return self._schemas[lattice]
 
     def parameters_digest(self, round_: int) -> bytes | None:
         """Return the digest of a round's parameters; None for a round that is not in the log."""

@@ -10,7 +10,8 @@ the residual grows by that amount once the update is part of a round, and only t
 - refused as an ``anomaly``: the residual is halved. An honest client that took part for long carries more than newcomers do. If
   they are most of the cohort, its update looks too long; were the residual kept whole, so would all its next ones (measured, 3
   clients that 7 join: 25 % of honest updates refused, with halving 2 %);
-- rolled back: a residual that rests on a round which is no ancestor of the one trained from is forgotten.
+- rolled back: a residual that rests on a round which is no ancestor of the one trained from is forgotten;
+- regridded: a residual in steps of another lattice is forgotten.
 
 Amounts are added, so that it does not matter which of two waiting updates hears of its fate first.
 
@@ -160,7 +161,7 @@ class Residual:
                 self._remove(path)
 
     def _grow(self, update: bytes, lineage: Lineage, round_: int) -> None:
-        schema = _schema(lineage)
+        schema = lineage.schema_of(round_)
         held = self._held(schema)
         if held is not None and held[0].update == update:
             return
@@ -185,7 +186,7 @@ class Residual:
         self._replace(Basis(self._owner, update, NONE, round_, _digest(lineage, round_), schema.digest), amount)
 
     def _halve(self, update: bytes, lineage: Lineage) -> None:
-        held = self._held(_schema(lineage))
+        held = self._held(lineage.schema_of(lineage.head))
         if held is None or held[0].update == update:
             return
         for rest in held[1]:
@@ -225,8 +226,3 @@ def _rests(basis: Basis, lineage: Lineage, round_: int) -> bool:
 
 def _digest(lineage: Lineage, round_: int) -> bytes:
     return lineage.parameters_digest(round_) or bytes(32)
-
-
-def _schema(lineage: Lineage) -> ModelSchema:
-    assert lineage.opened is not None
-    return lineage.opened.schema

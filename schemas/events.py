@@ -21,6 +21,8 @@ from refold.schemas.payload import Payload, PlaceHint
 from refold.schemas.plans import PlanPolicy, RoundPlan, Settings, choosing, grown
 from refold.schemas.policies import ModelReported as ModelReported
 from refold.schemas.policies import PolicyChanged as PolicyChanged
+from refold.schemas.regrid import Overflowed as Overflowed
+from refold.schemas.regrid import Regridded as Regridded
 from refold.schemas.rollback import RolledBack as RolledBack
 from refold.schemas.updates import KeyId, Metrics, Nonce, Sealing, Signature
 
@@ -284,7 +286,8 @@ class RoundCommitted:
     Parameters
     ----------
     outcome
-        ``applied``; ``void`` or ``rollback``, with a `reason`: then the state is the parent's.
+        ``applied``; ``void`` or ``rollback``, with a `reason`: then the state is the parent's; ``regrid``: it is the parent's,
+        on the lattice that `Regridded` names.
     step, step_exponents
         The integer change of the parameters in `steps`, and its exponent j for each tensor; None where void.
     slots_step, slot_exponents

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated
 
@@ -99,6 +99,20 @@ class ModelSchema:
         for place, tensor in enumerate(self.tensors):
             if tensor.tied_to is not None and not (tensor.tied_to < place and self._fits(tensor, tensor.tied_to)):
                 raise InvalidRecord("schema", f"tensor {tensor.name!r} cannot be {tensor.rule}")
+
+    def on(self, exponents: tuple[int, ...]) -> ModelSchema:
+        """Return the schema with these exponents in place of its own; itself where none are given.
+
+        Raises
+        ------
+        InvalidRecord
+            They do not fit its tensors.
+        """
+        if not exponents:
+            return self
+        if len(exponents) != len(self.tensors):
+            raise InvalidRecord("schema", f"{len(exponents)} exponents for {len(self.tensors)} tensors")
+        return ModelSchema(tuple(replace(t, exponent=e) for t, e in zip(self.tensors, exponents, strict=True)))
 
     def _fits(self, tensor: TensorSchema, position: int) -> bool:
         """Whether a tensor can be the one at this position under another name."""

@@ -61,6 +61,7 @@ REASONS = MappingProxyType(
         "one-per-round": PROTOCOL,
         "stale": PROTOCOL,
         "abandoned-branch": PROTOCOL,
+        "former-lattice": PROTOCOL,
         "future-base": PROTOCOL,
         "wrong-base": CONTENT,
         "not-selected": PROTOCOL,

@@ -1,8 +1,8 @@
 """Which way leads to a round: the cheapest, over single and merged steps, from any state that can be had whole.
 
 Rounds form a tree (a rollback starts a branch). An edge joins a round to its parent, by its own step, or to an ancestor, by a
-merged step; either can be gone both ways, except into a round that began an epoch, which only goes forward. Known rounds are
-those that have a snapshot, or one that the caller holds.
+merged step; either can be gone both ways, except into a round that began an epoch (a coarser lattice), which only goes forward.
+Known rounds are those that have a snapshot, or one that the caller holds.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class RoundEntry:
         What was recorded.
     step_bytes
         Bytes of its step, that of the slots included.
+    lattice
+        The exponent E of each tensor; empty where it is the schema's own.
+    begins_epoch
+        Its state is its parent's on this lattice, which is a coarser one.
     """
 
     round: int
@@ -45,6 +49,8 @@ class RoundEntry:
     parameters_digest: bytes
     state_digest: bytes
     step_bytes: int = 0
+    lattice: tuple[int, ...] = ()
+    begins_epoch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +202,8 @@ class _Ways:
         if entry.parent is not None and entry.parent in self._rounds:
             yield from self._single(entry, 1)
         for child in self._children.get(round_, ()):
-            yield from self._single(self._rounds[child], -1)
+            if not self._rounds[child].begins_epoch:
+                yield from self._single(self._rounds[child], -1)
         for piece in self._merged.get(round_, ()):
             if piece.piece not in self._without:
                 yield Leg(*piece.piece, 1 if piece.last == round_ else -1, merged=True), (1, piece.step_bytes)

@@ -15,6 +15,7 @@ from refold.schemas.digests import StateTree
 from refold.schemas.errors import IntegrityError, InvalidRecord
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.model import ModelSchema
+from refold.state.epochs import regrid
 from refold.state.fold import fold_chunks, load_chunks
 from refold.state.model_state import ModelState
 from refold.state.paths import Least, Leg, MergedEntry, Path, Piece, RoundEntry, find_path
@@ -176,7 +177,7 @@ def load_snapshot(
         The snapshot cannot be read.
     """
     layout = Layout.of(schema)
-    state = ModelState(schema, entry.round, _room(layout))
+    state = ModelState(schema.on(entry.lattice), entry.round, _room(layout))
     with _Reading("snapshot", entry.round, entry.round):
         load_chunks(state.parameters, layout, source.snapshot(entry.round, PARAMETERS), threads=threads)
         if slots and entry.slot_exponents:
@@ -219,10 +220,16 @@ def walk(
     ------
     PieceBrokenError
         A step cannot be read, or slots that it opened are not zero before it.
+    IntegrityError
+        The path leads back out of an epoch.
     """
     for leg in path.legs:
         step = (merged or {})[leg.piece] if leg.merged else rounds[leg.last]
         _fold(state, leg, step, source, slots, threads)
+        if not leg.merged and rounds[leg.last].begins_epoch:
+            if leg.sign < 0:
+                raise IntegrityError("no way leads back onto a finer lattice", round=leg.last)
+            regrid(state, rounds[leg.last].lattice)
         if leg.sign < 0 and slots and state.slots and not rounds[leg.first].slot_exponents:
             _close_slots(state, leg)
     state.round = path.end

@@ -19,7 +19,7 @@ from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.payload import CHUNK_BYTES
 from refold.state.aggregation import Aggregate
 from refold.state.fold import would_overflow
-from refold.state.lattice import INT32_MAX, MAX_SLOT_EXPONENT, choose_exponent
+from refold.state.lattice import INT32_MAX, MAX_SLOT_EXPONENT, choose_exponent, limits
 from refold.state.model_state import ModelState
 from refold.state.optimizers import Optimizer, Values
 
@@ -83,10 +83,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """No step: the state would leave its lattice. The round is void and has its parent's state."""
+    """No step: the state would leave its lattice, or its dtype. The round is void and has its parent's state.
+
+    Parameters
+    ----------
+    tensor, reason
+        Which tensor was found first, and why.
+    beyond
+        Positions of all tensors that only a coarser lattice can hold; empty where that would not help.
+    """
 
     tensor: str
     reason: str
+    beyond: tuple[int, ...] = ()
 
 
 def open_slots(state: ModelState, exponents: Mapping[str, tuple[int, ...]]) -> None:
@@ -111,6 +120,7 @@ def compute_step(
     fitted = dict(state.slot_exponents) or _fit_slots(schema, layout, aggregate, optimizer)
     step = Step(schema, (), [], {name: [] for name in optimizer.slots}, fitted)
     exponents = []
+    voids: list[Void] = []
     for index, tensor in enumerate(schema.tensors):
         work = _Tensor(state, aggregate, optimizer, fitted, tensor, index, list(layout.of_tensor(index)), divisor)
         if not tensor.is_float:
@@ -119,8 +129,11 @@ def compute_step(
         else:
             exponents.append(work.choose_exponent())
             outcome = work.floats(step, exponents[-1])
-        if outcome is not None:
+        if outcome is not None and not outcome.beyond:
             return outcome
+        voids += [outcome] if outcome is not None else []
+    if voids:
+        return Void(voids[0].tensor, voids[0].reason, tuple(index for void in voids for index in void.beyond))
     step.exponents = tuple(exponents)
     return step
 
@@ -194,9 +207,10 @@ class _Tensor:
         for block in self.blocks:
             change, values = self._change(block, self.aggregate.take(block), slice(None))
             held = self.state.parameters[self.index][block.elements]
-            d = _snap(np.multiply(change, 2.0**-exponent))
+            scaled_change = np.multiply(change, 2.0**-exponent)
+            d = _snap(scaled_change)
             if d is None or would_overflow(self.tensor, held, d, exponent):
-                return Void(self.tensor.name, "the parameters leave their lattice")
+                return self._leaving(scaled_change)
             found[block.elements] = d
             for place, name in enumerate(self.optimizer.slots):
                 scaled = np.multiply(values[place], 2.0 ** self.slot_exponents[name][self.index])
@@ -209,6 +223,14 @@ class _Tensor:
         for name, array in zip(self.optimizer.slots, slots, strict=True):
             step.slots[name].append(array)
         return None
+
+    def _leaving(self, change: Values) -> Void:
+        """Return why the parameters cannot hold a change, and whether they could on a coarser lattice."""
+        if not np.isfinite(change).all():
+            return Void(self.tensor.name, "the change is not finite")
+        if limits(self.tensor)[1] < INT32_MAX:
+            return Void(self.tensor.name, f"the parameters leave {self.tensor.dtype}")
+        return Void(self.tensor.name, "the parameters leave their lattice", (self.index,))
 
     def _change(self, block: Block, sums: Integers, chosen: slice) -> tuple[Values, tuple[Values, ...]]:
         """Return the change in lattice steps, unrounded, and the new slots' values, for the chosen elements of a block."""

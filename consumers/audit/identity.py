@@ -9,7 +9,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from refold.schemas.events import FederationEnded, Genesis, Origin, UpdateAccepted, UpdateRejected
+from refold.schemas.events import (
+    FederationEnded,
+    Genesis,
+    Origin,
+    Regridded,
+    RolledBack,
+    RoundClosed,
+    UpdateAccepted,
+    UpdateRejected,
+)
 from refold.schemas.identity import (
     BY_TOKEN,
     ClientBanned,
@@ -24,6 +33,7 @@ from refold.schemas.identity import (
 from refold.schemas.keys import POSSESSION_TAG, REQUEST_TAG, UPDATE_TAG, key_id, verify
 from refold.schemas.statements import body_of
 from refold.schemas.updates import update_digest
+from refold.state.epochs import Epochs
 
 Changed = ClientEnrolled | TokenAdmitted | ClientRevoked | ClientReleased | ClientBanned
 CHANGES = (ClientEnrolled, TokenAdmitted, ClientRevoked, ClientReleased, ClientBanned)
@@ -47,6 +57,7 @@ class IdentityAudit:
         self._clients: dict[str, _Client] = {}
         self._commands: dict[bytes, int] = {}
         self._round = 1
+        self._epochs = Epochs()
 
     @property
     def count(self) -> int:
@@ -62,9 +73,10 @@ class IdentityAudit:
         """Take note of how clients are known."""
         self._genesis = self._genesis or genesis
 
-    def close(self, round_: int) -> None:
+    def close(self, event: RoundClosed | RolledBack | Regridded) -> None:
         """Take note that a round was closed: the next one is open."""
-        self._round = round_ + 1
+        self._round = event.round + 1
+        self._epochs.add(event.round, event.parent, event.exponents if isinstance(event, Regridded) else ())
 
     def change(self, index: int, event: Changed | FederationEnded) -> Iterator[str]:
         """Take a change in."""
@@ -152,7 +164,8 @@ class IdentityAudit:
         if self.is_open or self._genesis is None or said is None:
             return ""
         genesis = self._genesis
-        body = body_of(event, said, federation=genesis.federation, schema_digest=genesis.schema.digest)
+        schema = genesis.schema.on(self._epochs.of(origin.base_round).lattice)
+        body = body_of(event, said, federation=genesis.federation, schema_digest=schema.digest)
         if update_digest(body) != origin.digest:
             return "is not what its digest says"
         client = self._clients.get(origin.client, _Client())

@@ -54,7 +54,7 @@ class ReplayAudit:
         self._steps = PayloadReader(bus, topics.steps)
         self._deltas = PayloadReader(bus, topics.deltas)
         self._snapshot_chunks = PayloadReader(bus, topics.snapshot_chunks)
-        self.steps = StepAudit(bus, topics, genesis, self._deltas, self._steps, summary, keys, announced)
+        self.steps = StepAudit(bus, topics, genesis, lineage.epochs, self._deltas, self._steps, summary, keys, announced)
         self._source = Chunks(lineage, snapshots, None, self._steps, self._snapshot_chunks, None)
         self._entries = {0: RoundEntry(0, None, None, {}, genesis.parameters_digest, genesis.state_digest)}
         self._state: ModelState | None = None
@@ -82,7 +82,7 @@ class ReplayAudit:
     def fold(self, made: Made) -> Iterator[Finding]:
         """Take a round in, and yield what is wrong with it."""
         event = made.committed
-        self._entries[event.round] = entry_of(event)
+        self._entries[event.round] = entry_of(event, self._source.lineage)
         for member in made.kept:
             yield from self.steps.readable(member)
         state = self._state

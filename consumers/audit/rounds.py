@@ -14,6 +14,7 @@ from refold.bus.ledger import Entry
 from refold.bus.topics import Topics
 from refold.consumers.audit.findings import CHAIN, RECEIPTS, ROUNDS, Finding, Summary
 from refold.consumers.audit.identity import CHANGES, Changed
+from refold.consumers.audit.regrids import regrid_faults
 from refold.consumers.sealing import SealingLog
 from refold.producers.lineage import Lineage
 from refold.schemas.events import (
@@ -22,8 +23,10 @@ from refold.schemas.events import (
     FederationEnded,
     FederationOpened,
     Genesis,
+    Overflowed,
     Receipt,
     Receipts,
+    Regridded,
     RolledBack,
     RoundClosed,
     RoundCommitted,
@@ -41,19 +44,20 @@ from refold.schemas.identity import (
 )
 from refold.schemas.keys import key_id
 from refold.schemas.reasons import REASONS
+from refold.schemas.regrid import REGRIDDED
 from refold.schemas.rollback import ROLLED_BACK
 from refold.state.aggregation import MAX_TOTAL_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
 class Reopened:
-    """The round that a rollback opens, due in `rounds` right after the rollback itself."""
+    """The round that a rollback or a regridding opens, due in `rounds` right after the event itself."""
 
-    event: RolledBack
+    event: RolledBack | Regridded
 
 
-Heads = Genesis | RoundClosed | RolledBack | Reopened | FederationEnded | ClientKeyed | ClientErased
-FOLLOWING = (FederationOpened, RoundCommitted, RolledBack, FederationEnded, ClientKeyed, ClientErased)
+Heads = Genesis | RoundClosed | RolledBack | Regridded | Reopened | FederationEnded | ClientKeyed | ClientErased
+FOLLOWING = (FederationOpened, RoundCommitted, RolledBack, Regridded, FederationEnded, ClientKeyed, ClientErased)
 """Events of `rounds` that each follow from one of `accepted`."""
 
 
@@ -76,6 +80,8 @@ class Made:
         None and empty where `accepted` does not have it.
     kept
         Accepted updates that are members and not applied.
+    overflowed
+        Tensors that `rounds` says the lattice was too fine for; None where it says nothing.
     """
 
     committed: RoundCommitted
@@ -84,6 +90,7 @@ class Made:
     closed: RoundClosed | None
     members: tuple[Applied, ...]
     kept: tuple[Applied, ...]
+    overflowed: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -139,6 +146,9 @@ class RoundAudit:
                     self._due.heads += [(index, event), (index, Reopened(event))]
                     self._due.notices += [ClientNotice(client, "banned", None) for client in event.culprits]
                     yield from self._rolling_back(index, event, entry)
+                case Regridded():
+                    self._due.heads += [(index, event), (index, Reopened(event))]
+                    yield from self._regridding(index, event, entry)
                 case FederationEnded():
                     self._due.heads.append((index, event))
                 case ClientKeyed() | ClientErased():
@@ -161,6 +171,11 @@ class RoundAudit:
 
     def _rolling_back(self, index: int, event: RolledBack, entry: Entry) -> Iterator[Finding]:
         for what in self._faults_of_rollback(event):
+            yield Finding(ROUNDS, what, "", self._topics.accepted, 0, entry.offset, index, round=event.round)
+        self._closed = event.round
+
+    def _regridding(self, index: int, event: Regridded, entry: Entry) -> Iterator[Finding]:
+        for what in regrid_faults(event, self._closed, self.lineage):
             yield Finding(ROUNDS, what, "", self._topics.accepted, 0, entry.offset, index, round=event.round)
         self._closed = event.round
 
@@ -285,7 +300,8 @@ class RoundAudit:
         self._summary.void += event.outcome == "void"
         closed = next((asked for _, asked in due.heads if isinstance(asked, RoundClosed) and asked.round == event.round), None)
         applied, kept = self._members.pop(event.round, ((), ()))
-        return Made(event, index, entry.offset, closed, applied, kept)
+        said = [e.tensors for e in entry.events if isinstance(e, Overflowed) and e.round == event.round]
+        return Made(event, index, entry.offset, closed, applied, kept, said[0] if said else None)
 
     def _at(
         self,
@@ -333,8 +349,11 @@ def _differences(event: Any, asked: Any) -> Iterator[str]:
         case RoundCommitted(), Reopened():
             asked = asked.event
             names = ("round", "parent", "next_plan")
-            if event.outcome != ROLLED_BACK or event.step is not None or event.slots_step is not None or event.members:
-                yield "a rollback opens a round without members and steps"
+            due = REGRIDDED if isinstance(asked, Regridded) else ROLLED_BACK
+            if event.outcome != due or event.step is not None or event.slots_step is not None or event.members:
+                yield f"a {due} opens a round without members and steps"
+        case Regridded(), Regridded():
+            names = ("round", "parent", "overflowed", "exponents", "reason", "next_plan")
         case FederationEnded(), FederationEnded():
             names = ("round", "reason", "command_id")
         case ClientKeyed(), ClientKeyed():

@@ -90,7 +90,7 @@ class SnapshotAudit:
                 progress("snapshots", done, len(self.manifests))
                 what = _contradiction(taken, lineage)
                 if not what and load:
-                    what = self._fault_in(taken, schema, chunks)
+                    what = self._fault_in(taken, schema.on(lineage.epochs.of(round_).lattice), chunks)
                 if not what:
                     self._summary.snapshots += 1
                 elif self._is_there_still(taken):

@@ -18,6 +18,7 @@ from refold.schemas.errors import IntegrityError, InvalidRecord, UsageError
 from refold.schemas.events import Genesis, Member, RoundCommitted, UpdateAccepted
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.payload import Payload, chunk_digest, payload_root
+from refold.state.epochs import Epochs
 from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
 from refold.state.step import FORMER_DIVISORS, SPREAD_DIVISOR, Step, Void, compute_step
@@ -31,6 +32,8 @@ class StepAudit:
 
     Parameters
     ----------
+    epochs
+        Which lattice each round is on, as far as the log was read.
     deltas, steps
         Readers of these topics, the caller's.
     keys
@@ -44,6 +47,7 @@ class StepAudit:
         bus: Bus,
         topics: Topics,
         genesis: Genesis,
+        epochs: Epochs,
         deltas: PayloadReader,
         steps: PayloadReader,
         summary: Summary,
@@ -53,7 +57,7 @@ class StepAudit:
         self._bus = bus
         self._topics = topics
         self._genesis = genesis
-        self._deltas = Deltas(topics.federation, genesis.schema, deltas, keys)
+        self._deltas = Deltas(topics.federation, lambda r: genesis.schema.on(epochs.of(r).lattice), deltas, keys)
         self._steps = steps
         self._summary = summary
         self._announced = announced
@@ -84,7 +88,7 @@ class StepAudit:
     def _computed(self, made: Made, state: ModelState, divisor: int) -> Step | Void:
         assert made.closed is not None
         members = [(Member(a.event.origin.digest, a.event.origin.client, a.weight), a.index, a.event) for a in made.members]
-        summed = aggregate(members, self._deltas, made.closed.rule)
+        summed = aggregate(members, self._deltas, made.closed.rule, state.schema)
         return compute_step(
             state, summed, from_settings(made.closed.optimizer, made.closed.optimizer_settings), divisor=divisor
         )
@@ -166,6 +170,9 @@ class StepAudit:
         if computed is not None and isinstance(computed, Void) != (event.step is None):
             said = "void" if event.step is None else "applied"
             yield self.at(STEPS, f"the outcome is {said}, and its deltas give the other one", made, "who computed it?")
+        if isinstance(computed, Void) and made.overflowed is not None and made.overflowed != computed.beyond:
+            what = f"its deltas lead beyond the lattice of tensors {computed.beyond}, and {made.overflowed} are named"
+            yield self.at(STEPS, what, made, "who computed it?")
         for part, payload in (("step", event.step), ("slots' step", event.slots_step)):
             reason = self._fault_in(payload)
             if reason:

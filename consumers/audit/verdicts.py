@@ -26,6 +26,7 @@ from refold.schemas.events import (
     ModelReported,
     PolicyChanged,
     PruningChanged,
+    Regridded,
     RolledBack,
     RoundClosed,
     Unattributed,
@@ -179,10 +180,13 @@ class VerdictAudit:
             case Unattributed():
                 self._summary.unattributed[event.reason] += event.count
             case RoundClosed():
-                self._identity.close(event.round)
+                self._identity.close(event)
+                yield from self._closed(index, event, entry)
+            case Regridded():
+                self._identity.close(event)
                 yield from self._closed(index, event, entry)
             case RolledBack():
-                self._identity.close(event.round)
+                self._identity.close(event)
                 self._identity.bar(event.culprits)
                 yield from self._rolled_back(index, event, entry)
             case ClientKeyed() | ClientErased():
@@ -218,7 +222,7 @@ class VerdictAudit:
             yield from self._standing(self._identity.commanded(index, event.command_id), index, entry, None)
         yield from self._closed(index, event, entry)
 
-    def _closed(self, index: int, event: RoundClosed | RolledBack, entry: Entry) -> Iterator[Finding]:
+    def _closed(self, index: int, event: RoundClosed | RolledBack | Regridded, entry: Entry) -> Iterator[Finding]:
         self._last_closed = event.round
         if self._ended is not None:
             what = f"round {event.round} is closed after the federation ended at event {self._ended}"

@@ -17,10 +17,12 @@ from refold.schemas.events import (
     Genesis,
     ModelReported,
     Origin,
+    Overflowed,
     PolicyChanged,
     PruningChanged,
     Receipt,
     Receipts,
+    Regridded,
     RolledBack,
     RoundClosed,
     RoundCommitted,
@@ -51,7 +53,9 @@ def round_of(event: Any) -> int | None:
     match event:
         case UpdateAccepted() | UpdateRejected():
             return event.origin.base_round + 1
-        case RoundClosed() | RoundCommitted() | RolledBack() | ModelReported() | FederationEnded() | SnapshotTaken() | Alert():
+        case RoundClosed() | RoundCommitted() | RolledBack() | Regridded() | Overflowed() | ModelReported():
+            return event.round
+        case FederationEnded() | SnapshotTaken() | Alert():
             return event.round
     return None
 
@@ -148,6 +152,10 @@ def _other_line(event: Any) -> str:
         case RolledBack():
             why = f"  {event.reason}" if event.reason else ""
             return f"round {event.round} on {event.parent}  left round {event.abandoned}  {event.cause}{why}"
+        case Regridded():
+            return f"round {event.round} on {event.parent}  {event.reason}"
+        case Overflowed():
+            return f"round {event.round}  tensors {', '.join(map(str, event.tensors))}"
         case FederationEnded():
             return f"after round {event.round}: {event.reason}"
         case SnapshotTaken():

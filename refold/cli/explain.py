@@ -12,6 +12,7 @@ from refold.jsonable import to_json
 from refold.producers.lineage import Lineage
 from refold.schemas.events import (
     Genesis,
+    Regridded,
     RolledBack,
     RoundClosed,
     RoundCommitted,
@@ -100,6 +101,8 @@ def _closing(found: Facts, round_: int) -> str:
             return f"{event.closed_by}, event {index} of accepted"
         if isinstance(event, RolledBack) and event.round == round_:
             return f"by a rollback from round {event.abandoned} ({event.cause}), event {index} of accepted"
+        if isinstance(event, Regridded) and event.round == round_:
+            return f"by going over to a coarser lattice after round {event.overflowed}, event {index} of accepted"
     return "not in accepted"
 
 

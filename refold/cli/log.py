@@ -34,11 +34,13 @@ TYPES = (
     "Unattributed",
     "RoundClosed",
     "RolledBack",
+    "Regridded",
     "PolicyChanged",
     "ModelReported",
     "FederationEnded",
     "FederationOpened",
     "RoundCommitted",
+    "Overflowed",
     "Receipts",
     "ClientNotices",
 )

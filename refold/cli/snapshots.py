@@ -71,7 +71,7 @@ def _reasons(federation: Federation, history: History) -> dict[int, str]:
     facts = SnapshotFacts(federation.bus, federation.topics, federation.genesis)
     try:
         facts.follow()
-        return facts.rules.kept(history.snapshots, facts.log.values)
+        return facts.kept(history)
     finally:
         facts.close()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from refold.schemas.codec import decode_integers, decode_raw
 from refold.schemas.digests import StateTree, parameters_nodes
-from refold.schemas.events import Genesis, RolledBack, RoundClosed, RoundCommitted, UpdateAccepted
+from refold.schemas.events import Genesis, Regridded, RolledBack, RoundClosed, RoundCommitted, UpdateAccepted
 from refold.schemas.layout import Layout
 from refold.state.delta import decode_update
 from tests.checker.chain import events_of
@@ -26,10 +27,16 @@ def fold(findings: Findings, log: Log) -> None:
     """
     made = {event.round: event for event in events_of(log.rounds) if isinstance(event, RoundCommitted)}
     updates: dict[bytes, UpdateAccepted] = {}
+    schemas: dict[int, Any] = {}
     genesis: Genesis | None = None
     for event in events_of(log.accepted):
+        if isinstance(event, RoundClosed | RolledBack | Regridded) and event.round in made:
+            assert genesis is not None
+            schemas[event.round] = schemas[event.parent]
+            genesis = replace(genesis, schema=schemas[event.parent])  # On the lattice of what the round is built on.
         if isinstance(event, Genesis):
             genesis = event
+            schemas[0] = event.schema
             findings.states[0] = _initial(event, log.deltas)
         elif isinstance(event, UpdateAccepted):
             updates[event.origin.digest] = event
@@ -37,6 +44,17 @@ def fold(findings: Findings, log: Log) -> None:
             assert genesis is not None
             findings.states[event.round] = findings.states[event.parent]
             _check_digest(findings, genesis, findings.states[event.round], made[event.round])
+        elif isinstance(event, Regridded) and event.round in made:
+            assert genesis is not None
+            tensors = tuple(replace(t, exponent=e) for t, e in zip(genesis.schema.tensors, event.exponents, strict=True))
+            bits = [old.exponent - new.exponent for old, new in zip(genesis.schema.tensors, tensors, strict=True)]
+            state = [
+                np.rint(array / 2.0**count).astype(np.int64) if count else array
+                for array, count in zip(findings.states[event.parent], bits, strict=True)
+            ]
+            findings.states[event.round], schemas[event.round] = state, replace(genesis.schema, tensors=tensors)
+            genesis = replace(genesis, schema=schemas[event.round])
+            _check_digest(findings, genesis, state, made[event.round])
         elif isinstance(event, RoundClosed) and event.round in made:
             assert genesis is not None
             state = findings.states[event.parent]

@@ -8,12 +8,14 @@ from refold.schemas.events import (
     FederationEnded,
     Genesis,
     Receipts,
+    Regridded,
     RolledBack,
     RoundClosed,
     RoundCommitted,
     UpdateAccepted,
     UpdateRejected,
 )
+from refold.schemas.regrid import REGRIDDED
 from refold.schemas.rollback import ROLLED_BACK
 from tests.checker.chain import Step, events_of
 from tests.checker.findings import Findings, Log
@@ -22,7 +24,7 @@ from tests.checker.findings import Findings, Log
 def check_rounds(findings: Findings, log: Log) -> None:
     """Rounds are closed in order, of accepted updates in one round each, and made as they were closed."""
     waiting: set[bytes] = set()
-    closed: dict[int, RoundClosed | RolledBack] = {}
+    closed: dict[int, RoundClosed | RolledBack | Regridded] = {}
     for event in events_of(log.accepted):
         if isinstance(event, UpdateAccepted) and event.payload is not None:
             waiting.add(event.origin.digest)
@@ -39,6 +41,12 @@ def check_rounds(findings: Findings, log: Log) -> None:
                 event.parent < event.abandoned == len(closed), f"{event.abandoned} is rolled back to {event.parent}"
             )
             closed[event.round] = event
+        elif isinstance(event, Regridded):
+            findings.demand(event.round == len(closed) + 1, f"a regridding opens round {event.round} after {len(closed)}")
+            void = closed.get(event.overflowed)
+            is_so = void is not None and event.overflowed == len(closed) and event.parent == void.parent
+            findings.demand(is_so, f"{event.overflowed} is regridded on {event.parent}")
+            closed[event.round] = event
     made = [event for event in events_of(log.rounds) if isinstance(event, RoundCommitted)]
     findings.rounds = len(made)
     findings.rollbacks = sum(event.outcome == ROLLED_BACK for event in made)
@@ -49,10 +57,11 @@ def check_rounds(findings: Findings, log: Log) -> None:
         members = cause.members if isinstance(cause, RoundClosed) else ()
         is_so = cause is not None and (event.parent, event.members) == (cause.parent, members)
         is_back = isinstance(cause, RolledBack) == (event.outcome == ROLLED_BACK)
+        is_back = is_back and isinstance(cause, Regridded) == (event.outcome == REGRIDDED)
         findings.demand(is_so and is_back, f"round {event.round} was not closed so")
-    told = [event for event in events_of(log.rounds) if isinstance(event, RolledBack)]
-    due = [event for event in closed.values() if isinstance(event, RolledBack) and event.round <= len(made)]
-    findings.demand(told == due, "`rounds` tells of other rollbacks than `accepted`")
+    told = [event for event in events_of(log.rounds) if isinstance(event, RolledBack | Regridded)]
+    due = [event for event in closed.values() if isinstance(event, RolledBack | Regridded) and event.round <= len(made)]
+    findings.demand(told == due, "`rounds` tells of other rollbacks or regriddings than `accepted`")
 
 
 def check_receipts(findings: Findings, log: Log) -> None:
@@ -85,7 +94,7 @@ def check_receipts(findings: Findings, log: Log) -> None:
 
 def waits_for_rounds(accepted: list[Step], index: int) -> bool:
     """Whether there is anything behind an index that `rounds` must cover."""
-    kinds = (Genesis, RoundClosed, RolledBack, FederationEnded, UpdateAccepted, UpdateRejected)
+    kinds = (Genesis, RoundClosed, RolledBack, Regridded, FederationEnded, UpdateAccepted, UpdateRejected)
     return any(
         number >= index
         and isinstance(event, kinds)

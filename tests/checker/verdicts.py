@@ -11,6 +11,7 @@ from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import (
     FederationEnded,
     Genesis,
+    Regridded,
     RolledBack,
     RoundClosed,
     Unattributed,
@@ -192,7 +193,7 @@ def check_branches(findings: Findings, log: Log) -> None:
     """What is accepted was trained from a round that the newest one stands on; what is refused for it was not."""
     parents: dict[int, int] = {}
     for event in events_of(log.accepted):
-        if isinstance(event, RoundClosed | RolledBack):
+        if isinstance(event, RoundClosed | RolledBack | Regridded):
             parents[event.round] = event.parent
         elif isinstance(event, UpdateAccepted):
             base = event.origin.base_round
