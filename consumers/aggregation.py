@@ -213,9 +213,8 @@ class _Active:
 
     def _warn_of_void(self, round_: int, void: Void) -> None:
         what = f"round {round_} is void: tensor {void.tensor!r}: {void.reason}"
-        self._alerts.raise_(
-            "round", "error", what, "the model stays as it was; `refold show` names the round's members", round_, kind="void"
-        )
+        follows = "a coarser lattice follows by itself" if void.beyond else "`refold show` names the round's members"
+        self._alerts.raise_("round", "error", what, f"the model stays as it was; {follows}", round_, kind="void")
 
     def _warn_of_saturation(self, round_: int, step: Step) -> None:
         what = f"{step.saturated} optimizer slots of round {round_} reached the end of their lattice and stay there"

@@ -242,6 +242,13 @@ def add_step(held: list[Array], step: list[Array], exponents: Sequence[int]) -> 
         array += change << exponent
 
 
+def coarsen(held: list[Array], before: Value, after: Value) -> None:
+    """Bring integers onto a coarser lattice: to the nearest, ties to even. Float64 holds each exactly."""
+    for array, old, new in zip(held, before["tensors"], after["tensors"], strict=True):
+        if old["exponent"] != new["exponent"]:
+            array[:] = np.rint(array / 2.0 ** (old["exponent"] - new["exponent"])).astype(array.dtype)
+
+
 def grid(local: Array, held: Array, tensor: Value, k: int) -> Array:
     """Return a float tensor's change as integers in units of 2^k lattice steps."""
     change = local.astype(np.float64) - value_of(held, tensor)

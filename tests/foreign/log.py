@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from foreign.arrays import Array, add_step, integers, parameters_digest, raw
+from foreign.arrays import Array, add_step, coarsen, integers, parameters_digest, raw
 from foreign.checkpoints import Checkpoints
 from foreign.records import RefusedError, Value, decode, derived, log_root, plain
 from refold.bus import Place
@@ -107,6 +107,7 @@ class Follower:
         self.chain = Chain(self._place.topic)
         self.opened: Value | None = None
         self.rounds: dict[int, Value] = {}
+        self.regrids: dict[int, list[int]] = {}
         self.receipts: dict[bytes, str] = {}
         self.ended = False
         self.notices: list[tuple[str, str, bytes | None]] = []
@@ -144,6 +145,10 @@ class Follower:
             self.ended = True
         elif name == "RolledBack":
             pass  # The round that it opens says all that a client needs.
+        elif name == "Overflowed":
+            pass  # The server answers it.
+        elif name == "Regridded":
+            self.regrids[event["round"]] = event["exponents"]
         elif name == "Checkpointed" and self.checkpoints:
             self.checkpoints.take(self.chain.commit, event)
         else:
@@ -151,7 +156,16 @@ class Follower:
 
     @property
     def schema(self) -> Value:
-        return self.opened["schema"]
+        """The schema on the newest round's lattice."""
+        return self.schema_of(self.newest)
+
+    def schema_of(self, round_: int) -> Value:
+        """Return the schema on the lattice of a round."""
+        begun = next((self.regrids[r] for r in self._past(round_) if r in self.regrids), None)
+        if begun is None:
+            return self.opened["schema"]
+        pairs = zip(self.opened["schema"]["tensors"], begun, strict=True)
+        return self.opened["schema"] | {"tensors": [tensor | {"exponent": exponent} for tensor, exponent in pairs]}
 
     @property
     def newest(self) -> int:
@@ -177,7 +191,9 @@ class Follower:
             made = self.rounds[later]
             if made["outcome"] == "applied":
                 add_step(arrays, integers(steps.read(made["step"]), self.schema), made["step_exponents"])
-        if parameters_digest(self.schema, arrays) != self.digest(round_):
+            elif made["outcome"] == "regrid":
+                coarsen(arrays, self.schema_of(made["parent"]), self.schema_of(later))
+        if parameters_digest(self.schema_of(round_), arrays) != self.digest(round_):
             raise RefusedError("digest")
         self._held = (round_, arrays)
         return arrays

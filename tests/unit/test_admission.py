@@ -31,6 +31,7 @@ from refold.schemas.events import (
 from refold.schemas.keys import COMMAND_TAG, UPDATE_TAG, SigningKey
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.payload import describe
+from refold.schemas.reasons import blames
 from refold.schemas.updates import DECLINE, EVALUATE, PASS, TRAIN, ClientUpdate, UpdateBody, update_digest
 
 SCHEMA = ModelSchema((TensorSchema("w", "float32", (4,), 22, "mean"),))
@@ -247,6 +248,22 @@ def test_f37_the_base_decides(made: UpdateBody, reason: str) -> None:
 
 def test_f37_a_round_closed_but_not_made_yet_is_no_base() -> None:
     assert asked(roster(rounds=2), body(base=2), head=1) == "future-base"
+
+
+def test_what_was_trained_on_a_former_lattice_is_refused_and_nobody_is_blamed() -> None:
+    made, known = roster(rounds=2), lineage(2)
+    event = made.branches.regridded(POLICY, 1, SCHEMA, (16,), "too large")
+    tell(made, event)
+    assert made.schema == known.opened.schema.on((16,))  # type: ignore[union-attr]
+    known.regrids[3] = event
+    known.rounds[3] = replace(known.rounds[2], round=3, parent=1, parameters_digest=DIGESTS[3])
+    known.epochs.add(3, 1, (16,))
+    coarse = made.schema.digest
+    assert [
+        refusal(made, known, (), update, update_digest(update), (0, 50))
+        for update in (body(base=3, schema_digest=coarse), body(base=3), body(base=1), body(base=2))
+    ] == ["", "schema", "former-lattice", "abandoned-branch"]
+    assert not blames("former-lattice")
 
 
 def test_without_a_defence_only_the_base_itself_must_be_right() -> None:

@@ -9,6 +9,7 @@ from refold.consumers.branches import Branches
 from refold.consumers.planning import plan_round
 from refold.schemas.errors import UsageError
 from refold.schemas.events import Member, RoundClosed
+from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.plans import ConfigSpan, Everyone
 from refold.schemas.rollback import Calibration, RolledBack
 
@@ -98,3 +99,20 @@ def spans(*rates: float) -> tuple[ConfigSpan, ...]:
 def test_the_newest_round_and_one_that_is_not_there_are_nothing_to_go_back_to(parent: int) -> None:
     with pytest.raises(UsageError, match="go back"):
         tree(3).rolled_back(POLICY, parent, "test")
+
+
+def test_a_regridding_leaves_the_void_round_out_and_keeps_the_cells_of_the_grid_as_large_as_they_were() -> None:
+    made = tree(5)
+    schema = ModelSchema((TensorSchema("w", "float32", (4,), 22, "mean"),))
+    event = made.regridded(POLICY, 4, schema, (16,), "too large")
+    assert (event.round, event.parent, event.overflowed, event.next_plan.round) == (6, 4, 5, 7)
+    assert event.next_plan.exponents == (0,), "2^3 steps of before are less than one of now"
+    assert made.regridded(POLICY, 4, schema, (21,), "too large").next_plan.exponents == (2,)
+    made.regrid(event)
+    assert made.progress == 4
+    assert [made.staleness(base) for base in (6, 5, 4, 3)] == [0, None, 1, 2]
+    assert [made.is_on_former_lattice(base) for base in (6, 4, 0)] == [False, True, True]
+    close(made)
+    assert not made.is_on_former_lattice(6)
+    back(made, 3)
+    assert [made.is_on_former_lattice(base) for base in (8, 7, 6, 3)] == [False, True, True, False]
