@@ -6,7 +6,8 @@ A turn, in order:
 2. `health` is read to its end, and what is believed is taken in. Silence is judged only once nothing is left to read: a group
    that is behind would hold everyone for dead.
 3. Changes are written to `alerts`, and to `commands` where policy says so. A crash before this: the successor finds out anew.
-4. A signed report of all nodes is written to `health`, which is where people and other groups look.
+4. A signed report of all nodes is written to `health` when it is due, and of those around a node that changed at once. That is
+   where people and other groups look.
 
 No position is kept. A new member reads the last minutes of `health` again, beats and reports, and goes on from there; what its
 predecessor has told already is not told twice. While there is no member, reports get old, and whoever reads them says so.
@@ -31,7 +32,7 @@ from refold.consumers.monitoring.kinds import KINDS, LOG, WARNING
 from refold.consumers.monitoring.monitor import Monitor
 from refold.consumers.monitoring.node import Change
 from refold.consumers.monitoring.policy import HealthPolicy
-from refold.consumers.monitoring.reports import report_pages
+from refold.consumers.monitoring.reports import Reports
 from refold.consumers.monitoring.telling import alerts_of, bus_alert
 from refold.consumers.reported import ReportReader
 from refold.consumers.roster import Roster
@@ -84,7 +85,8 @@ class Watcher:
     def __init__(self, seat: Seat, settings: HealthSettings) -> None:
         bus, topics, clock = seat.bus, seat.topics, seat.clock
         self._bus, self._topics, self._clock, self._member = bus, topics, clock, seat.member
-        self._log_key, self._settings = seat.log_key, settings
+        self._settings = settings
+        self._written = Reports(topics.federation, seat.member, seat.log_key)
         self._roster = Roster.of(seat.genesis)
         self._accepted = LedgerReader(bus, topics.accepted)
         self._alerts = Alerts(bus, topics, clock)
@@ -127,9 +129,7 @@ class Watcher:
             self._tell(changes)
         self._act()
         # 4. The report.
-        every_s = max(LEAST_REPORT_S, 2 * self._interval_s)
-        if changes or now_s - self._reported_s >= every_s:
-            self._report(now_s, every_s)
+        self._report([change.client for change in changes if change.client in self.monitor.nodes], now_s)
         return moved or bool(records)
 
     def position(self, place: Place) -> int:
@@ -225,12 +225,17 @@ class Watcher:
                 kind="banned",
             )
 
-    def _report(self, now_s: float, every_s: float) -> None:
-        self._reported_s = now_s
-        wall_ms = self._clock.wall_ms()
-        for report in report_pages(
-            self.monitor, self._topics.federation, self._member, now_s, wall_ms, int(every_s * 1000), self._log_key
-        ):
+    def _report(self, changed: Sequence[str], now_s: float) -> None:
+        every_s, wall_ms = max(LEAST_REPORT_S, 2 * self._interval_s), self._clock.wall_ms()
+        about = (self.monitor, now_s, wall_ms, int(every_s * 1000))
+        if now_s - self._reported_s >= every_s or not self._written.knows(changed):
+            self._reported_s = now_s
+            pages = self._written.whole(*about)
+        elif changed:
+            pages = self._written.of(changed, *about)
+        else:
+            return
+        for report in pages:
             headers = event_headers(
                 "HealthReport", source=self._topics.health, subject=self._member, identity=str(report.page), time_ms=wall_ms
             )

@@ -61,6 +61,12 @@ class ReportReader:
         self._pages[report.page] = report
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every page is known."""
+        newest = self.newest
+        return newest is not None and len(self._pages) == newest.pages
+
+    @property
     def newest(self) -> HealthReport | None:
         """The page that was written last, or None where there is none."""
         return max(self._pages.values(), key=lambda page: page.time_ms, default=None)
@@ -75,15 +81,15 @@ class ReportReader:
 
 
 def follow_reports(bus: Bus, topics: Topics, genesis: Genesis) -> tuple[ReportReader, Consumer]:
-    """Return a reader that knows the newest report, and the consumer that brings later ones."""
-    place = Place(topics.health, 0)
-    reader, consumer = ReportReader(genesis), bus.consumer()
+    """Return a reader that knows the newest report, every page of it, and the consumer that brings later ones."""
+    place, reader, consumer = Place(topics.health, 0), ReportReader(genesis), bus.consumer()
     consumer.assign([place])
     begin, end = bus.begin_offset(place), bus.end_offset(place)
     for back in LOOK_BACK:
         consumer.seek(place, max(begin, end - back))
+        reader = ReportReader(genesis)  # Pages count in the order in which they were written.
         while consumer.position(place) < end:
             reader.take(consumer.poll(0.0))
-        if reader.newest is not None or end - back <= begin:
+        if reader.is_whole or end - back <= begin:
             break
     return reader, consumer

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast, overload
 
@@ -217,33 +218,41 @@ def _dataclass_converters(cls: type) -> tuple[Convert, Convert]:
     hints = typing.get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
     pairs = [_converters(hints[name]) for name in names]
+    writers, readers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    values_of = operator.attrgetter(*names) if len(names) > 1 else lambda value: (getattr(value, names[0]),)
 
-    # Records are coded by the thousand: one try around all fields, not one for each.
+    # Records are coded by the thousand: what is wrong with one is looked for only once something is.
     def to_wire(value: Any) -> Fields:
-        fields: list[Any] = []
+        items = values_of(value)
         try:
-            for name, (write, _) in zip(names, pairs, strict=True):
-                fields.append(write(getattr(value, name)))
+            return tuple([write(item) for write, item in zip(writers, items, strict=True)])
         except InvalidRecord:
             raise
         except (TypeError, ValueError) as error:
-            raise InvalidRecord("form", f"{names[len(fields)]}: {error}") from error
-        return tuple(fields)
+            raise _misformed(names, writers, items) from error
 
     def from_wire(fields: Any) -> Any:
         if type(fields) is not tuple or len(fields) != len(names):
             raise ValueError(f"{cls.__name__} has {len(names)} fields")
-        values: list[Any] = []
         try:
-            for (_, read), item in zip(pairs, fields, strict=True):
-                values.append(read(item))
+            values = [read(item) for read, item in zip(readers, fields, strict=True)]
         except InvalidRecord:
             raise
         except (TypeError, ValueError) as error:
-            raise InvalidRecord("form", f"{names[len(values)]}: {error}") from error
+            raise _misformed(names, readers, fields) from error
         return cls(*values)
 
     return to_wire, from_wire
+
+
+def _misformed(names: list[str], converters: list[Convert], items: Fields) -> InvalidRecord:
+    """Return the error that names the first field that cannot be converted."""
+    for name, convert, item in zip(names, converters, items, strict=True):
+        try:
+            convert(item)
+        except (TypeError, ValueError) as error:
+            return InvalidRecord("form", f"{name}: {error}")
+    raise AssertionError("every field can be converted")
 
 
 def _converters(hint: Any) -> tuple[Convert, Convert]:
@@ -285,17 +294,35 @@ def _tuple(hint: Any, bounds: Within | None) -> tuple[Convert, Convert]:
 
 
 def _each(convert: Convert, bounds: Within) -> Convert:
+    low, high = bounds.low, bounds.high
+
     def run(values: Any) -> Fields:
-        return tuple([convert(value) for value in _sized(_exactly(values, tuple), bounds)])
+        if type(values) is tuple and low <= len(values) <= high:
+            return tuple([convert(value) for value in values])
+        raise _out_of(values, tuple, bounds)
 
     return run
 
 
 def _fixed(converters: list[Convert]) -> Convert:
+    if len(converters) == 2:
+        return _pair(*converters)
+
     def run(values: Any) -> Fields:
         if type(values) is not tuple or len(values) != len(converters):
             raise TypeError(f"expected a tuple of {len(converters)}")
         return tuple([convert(value) for convert, value in zip(converters, values, strict=True)])
+
+    return run
+
+
+def _pair(first: Convert, second: Convert) -> Convert:
+    """Names with their values are most of what a heartbeat is made of."""
+
+    def run(values: Any) -> Fields:
+        if type(values) is not tuple or len(values) != 2:
+            raise TypeError("expected a tuple of 2")
+        return first(values[0]), second(values[1])
 
     return run
 
@@ -337,32 +364,35 @@ def _bytes(bounds: Within) -> Convert:
     def check(value: Any) -> bytes:
         if type(value) is bytes and low <= len(value) <= high:
             return value
-        return cast(bytes, _sized(_exactly(value, bytes), bounds))
+        raise _out_of(value, bytes, bounds)
 
     return check
 
 
 def _finite(value: Any) -> float:
-    number = _exactly(value, float)
-    if not math.isfinite(number):
-        raise ValueError("not a finite number")
-    return number
+    if type(value) is float and math.isfinite(value):
+        return value
+    _exactly(value, float)
+    raise ValueError("not a finite number")
 
 
-def _sized(value: Any, bounds: Within) -> Any:
-    if not bounds.low <= len(value) <= bounds.high:
-        raise ValueError(f"length {len(value)} is outside {bounds.low} … {bounds.high}")
-    return value
+def _out_of(value: Any, kind: type, bounds: Within) -> Exception:
+    """Return what is wrong with a value that is not of this type, or not of a length within bounds."""
+    if not isinstance(value, Sized) or type(value) is not kind:
+        return TypeError(f"expected {kind.__name__}, not {type(value).__name__}")
+    return ValueError(f"length {len(value)} is outside {bounds.low} … {bounds.high}")
 
 
 def _clean_text(bounds: Within) -> Convert:
     """Refuse control characters, so that no name can forge a line of a log or move a terminal's cursor."""
+    low, high = bounds.low, bounds.high
 
     def check(value: Any) -> str:
-        text = cast(str, _sized(_exactly(value, str), bounds))
-        if text and not text.isprintable():
+        if type(value) is not str or not low <= len(value) <= high:
+            raise _out_of(value, str, bounds)
+        if not value.isprintable():
             raise ValueError("holds characters that do not print")
-        return text
+        return value
 
     return check
 

@@ -34,6 +34,7 @@ from refold.consumers.monitoring.readings import (
     readings,
     step_between,
 )
+from refold.consumers.monitoring.silences import Silences
 from refold.schemas.health import DEAD, DEGRADED, HEALTHY, LEFT, NETWORK, NODE, REJOINED, SUSPECT, NodeHealth
 from refold.schemas.updates import FAREWELL
 
@@ -61,6 +62,8 @@ class Monitor:
     nodes: dict[str, Node] = field(default_factory=dict)
     bus_is_silent: bool = False
     _pasts: Pasts = field(init=False)
+    _silences: Silences = field(default_factory=Silences)
+    _at: dict[int, Node] = field(default_factory=dict)
     _waiting: dict[str, Vector] = field(default_factory=dict)
     _changes: list[Change] = field(default_factory=list)
     _heard_any_s: float = -math.inf
@@ -141,6 +144,7 @@ class Monitor:
             node = self.nodes.get(health.client)
             if node is not None and node.state != LEFT:  # It left after that report.
                 node.state, node.kind, node.cause, node.note = health.state, health.kind, health.cause, health.note
+                self._expect(node)
         self._changes.clear()
 
     def to_ban(self) -> Iterator[Node]:
@@ -166,15 +170,28 @@ class Monitor:
         way = Way(policy.window)
         way.delay_s(now_s - sample.clock_s)
         place = self._pasts.open()
-        self.nodes[sample.client] = Node(sample.client, place, arrivals, way, now_s, self._stalled_s, sample, now_s)
+        node = Node(sample.client, place, arrivals, way, now_s, self._stalled_s, sample, now_s)
+        self.nodes[sample.client] = self._at[place] = node
+        self._expect(node)
 
     def _forget(self, client: str) -> None:
-        self._pasts.close(self.nodes.pop(client).place)
+        node = self.nodes.pop(client)
+        del self._at[node.place]
+        self._silences.gone(node.place)
+        self._pasts.close(node.place)
         self._waiting.pop(client, None)
+
+    def _expect(self, node: Node) -> None:
+        """Let the time of a node's silence run from when it was heard, or not at all where it is gone."""
+        if node.is_gone:
+            self._silences.gone(node.place)
+        else:
+            self._silences.heard(node.place, node.heard_s - node.stalled_s)
 
     def _heard(self, node: Node, now_s: float) -> None:
         node.heard_s, node.stalled_s = now_s, self._stalled_s
         node.beats_in_state += 1
+        self._silences.heard(node.place, now_s - self._stalled_s)
         if node.state == DEAD:
             self._change(node, REJOINED, "", "", note=kinds.ALSO[kinds.RETURNED])
         elif node.state in (SUSPECT, LEFT):
@@ -190,9 +207,9 @@ class Monitor:
     def _note_stall(self, now_s: float) -> None:
         """Stop the clock that silences are measured by while nobody at all is heard, for a bounded time."""
         since_s, self._ticked_s = max(self._ticked_s, self._heard_any_s), now_s
-        alive = sum(not node.is_gone for node in self.nodes.values())
         quiet_s = now_s - self._heard_any_s
-        is_stalled = alive >= self.policy.peers_least and quiet_s > STALL_BEATS * self.interval_s
+        is_quiet = quiet_s > STALL_BEATS * self.interval_s
+        is_stalled = is_quiet and self._silences.expected >= self.policy.peers_least
         self.bus_is_silent = is_stalled and self._stall_s < MOST_STALLED_BEATS * self.interval_s
         if self.bus_is_silent:
             added_s = now_s - since_s
@@ -266,14 +283,14 @@ class Monitor:
     def _judge_silences(self, now_s: float) -> None:
         policy = self.policy
         least_s = max(policy.suspect_beats * self.interval_s, policy.silence_s)
-        silent = [node for node in self.nodes.values() if not node.is_gone and self.silence_s(node, now_s) >= least_s]
-        if not silent:
+        running_s = now_s - self._stalled_s
+        silent = self._silences.longer_than(least_s, running_s)
+        if not len(silent):
             return
-        alive = sum(not node.is_gone for node in self.nodes.values())
         # Those that are about to count too: one that is a moment ahead of the others is not alone.
-        quiet = sum(not node.is_gone and self.silence_s(node, now_s) >= 0.75 * least_s for node in self.nodes.values())
-        together = quiet >= max(2, policy.peers_least // 2) and quiet > TOGETHER * alive
-        for node in silent:
+        quiet = len(self._silences.longer_than(0.75 * least_s, running_s))
+        together = quiet >= max(2, policy.peers_least // 2) and quiet > TOGETHER * self._silences.expected
+        for node in [self._at[place] for place in silent.tolist()]:
             beats, phi = self.silence_s(node, now_s) / self.interval_s, self.phi(node, now_s)
             state = _silent_state(policy, beats, phi, self.interval_s)
             if state and (node.state != SUSPECT or state == DEAD):
@@ -298,6 +315,7 @@ class Monitor:
         if state != node.state:
             node.beats_in_state, node.since_s = 0, node.heard_s
         node.state, node.kind, node.cause, node.note = state, kind, cause, note
+        self._expect(node)
 
 
 def _own_jump(sample: Sample, clock_s: float) -> float:

@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 
 from refold.consumers.monitoring.kinds import KINDS
 from refold.consumers.monitoring.monitor import Monitor
 from refold.consumers.monitoring.node import Node
-from refold.schemas.health import PAGE_NODES, HealthReport, NodeHealth
+from refold.schemas.health import HealthReport, NodeHealth
 from refold.schemas.keys import HEALTH_TAG, SigningKey
 
+NODES = 64
+"""Nodes on a page: when the state of one changes its page is written, at some 10 µs a node."""
 
-def report_pages(
-    monitor: Monitor, federation: str, member: str, now_s: float, wall_ms: int, every_ms: int, key: SigningKey | None
-) -> Iterator[HealthReport]:
-    """Yield a report, in as many pages as the nodes need; one page where there are none.
+
+@dataclass(slots=True)
+class Reports:
+    """What one member of the group writes: all pages when they are due, and in between those on which a state changed.
+
+    Which node is on which page is settled by each whole report, so that a page alone never tells of a node twice or not at all.
 
     Parameters
     ----------
-    every_ms
-        When the next one is due.
     key
         The server's log key; None where the log has none.
     """
-    nodes = sorted(monitor.nodes.values(), key=lambda node: node.client)
-    pages = [nodes[first : first + PAGE_NODES] for first in range(0, len(nodes), PAGE_NODES)] or [[]]
-    for number, page in enumerate(pages):
-        told = tuple(_told(monitor, node, now_s, wall_ms) for node in page)
-        report = HealthReport(federation, member, number, len(pages), every_ms, wall_ms, told, key.key_id if key else bytes(8))
-        yield replace(report, signature=key.sign(HEALTH_TAG, report.digest)) if key else report
+
+    federation: str
+    member: str
+    key: SigningKey | None
+    _pages: list[list[str]] = field(default_factory=list)
+    _page_of: dict[str, int] = field(default_factory=dict)
+
+    def whole(self, monitor: Monitor, now_s: float, wall_ms: int, every_ms: int) -> Iterator[HealthReport]:
+        """Yield a report on every node, in as many pages as they need; one page where there are none.
+
+        Parameters
+        ----------
+        every_ms
+            When the next one is due.
+        """
+        clients = sorted(monitor.nodes)
+        self._pages = [clients[first : first + NODES] for first in range(0, len(clients), NODES)] or [[]]
+        self._page_of = {client: number for number, page in enumerate(self._pages) for client in page}
+        for number in range(len(self._pages)):
+            yield self._page(number, monitor, now_s, wall_ms, every_ms)
+
+    def knows(self, clients: Collection[str]) -> bool:
+        """Whether each of these nodes was on the last whole report."""
+        return all(client in self._page_of for client in clients)
+
+    def of(
+        self, clients: Collection[str], monitor: Monitor, now_s: float, wall_ms: int, every_ms: int
+    ) -> Iterator[HealthReport]:
+        """Yield the pages of these nodes, which are known (`knows`)."""
+        for number in sorted({self._page_of[client] for client in clients}):
+            yield self._page(number, monitor, now_s, wall_ms, every_ms)
+
+    def _page(self, number: int, monitor: Monitor, now_s: float, wall_ms: int, every_ms: int) -> HealthReport:
+        nodes = [monitor.nodes[client] for client in self._pages[number] if client in monitor.nodes]
+        told = tuple(_told(monitor, node, now_s, wall_ms) for node in nodes)
+        key, pages = self.key, len(self._pages)
+        report = HealthReport(
+            self.federation, self.member, number, pages, every_ms, wall_ms, told, key.key_id if key else bytes(8)
+        )
+        return replace(report, signature=key.sign(HEALTH_TAG, report.digest)) if key else report
 
 
 def _told(monitor: Monitor, node: Node, now_s: float, wall_ms: int) -> NodeHealth:
@@ -48,5 +84,5 @@ def _told(monitor: Monitor, node: Node, now_s: float, wall_ms: int) -> NodeHealt
         round(node.score, 2),
         last.round,
         last.activity[:64],
-        "".join(c if c.isprintable() else "·" for c in note)[:400],
+        (note if note.isprintable() else "".join(c if c.isprintable() else "·" for c in note))[:400],
     )
