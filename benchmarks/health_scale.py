@@ -28,11 +28,12 @@ from refold.bus.contract import Place
 from refold.bus.memory import MemoryBus
 from refold.consumers.commands import signed_part
 from refold.consumers.health import HealthSettings, Watcher
+from refold.consumers.memory import collect_seldom, limit_arenas
 from refold.consumers.standby import Seat
 from refold.schemas.canonical import encode
 from refold.schemas.checks import Command, EnrolClient
 from refold.schemas.condition import Condition, LogDigest, Progress
-from refold.schemas.keys import COMMAND_TAG, HEARTBEAT_TAG, SigningKey, log_key, verify
+from refold.schemas.keys import COMMAND_TAG, HEARTBEAT_TAG, SODIUM, SigningKey, log_key, verify_beat
 from refold.schemas.updates import Heartbeat, heartbeat_digest
 from refold.testing import SteppedServer
 
@@ -148,6 +149,7 @@ def _watched(
         "beats": sent,
         "processor_us_a_beat": round(us_a_beat, 1),
         "signature_us": round(signature_us, 1),
+        "signatures_by": "openssl" if SODIUM is None else "libsodium",
         "times_a_signature": round(us_a_beat / signature_us, 2),
         "share_of_a_processor": round(us_a_beat * len(names) / interval_s / 1e6, 3),
         "memory_first_quarter_bytes": memory[len(memory) // 4],
@@ -166,7 +168,7 @@ def _signature_us(key: SigningKey) -> float:
     signature = key.sign(HEARTBEAT_TAG, message)
     before_s = time.process_time()
     for _ in range(times):
-        verify(key.public, HEARTBEAT_TAG, message, signature)
+        verify_beat(key.public, HEARTBEAT_TAG, message, signature)
     return 1e6 * (time.process_time() - before_s) / times
 
 
@@ -189,6 +191,8 @@ def main() -> None:
     parser.add_argument("--beats", type=int, default=20, help="of each client")
     parser.add_argument("--json", action="store_true")
     said = parser.parse_args()
+    limit_arenas()
+    collect_seldom()  # As `refold serve` does.
     found = run(said.clients, said.interval, said.beats)
     if said.json:
         print(json.dumps(found))

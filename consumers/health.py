@@ -26,7 +26,7 @@ from refold.bus.topics import event_headers
 from refold.consumers.alerts import Alerts
 from refold.consumers.commands import send_command
 from refold.consumers.delivery import Sink
-from refold.consumers.listening import Heard, Listener, sample_of
+from refold.consumers.listening import Listener, heard_in
 from refold.consumers.logsight.nodes import NodeLogs
 from refold.consumers.monitoring.kinds import KINDS, LOG, WARNING
 from refold.consumers.monitoring.monitor import Monitor
@@ -37,9 +37,8 @@ from refold.consumers.monitoring.telling import alerts_of, bus_alert
 from refold.consumers.reported import ReportReader
 from refold.consumers.roster import Roster
 from refold.consumers.standby import Seat, Standby
-from refold.schemas.canonical import decode, encode
+from refold.schemas.canonical import encode
 from refold.schemas.checks import Alert, BanClient
-from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import UpdateAccepted, UpdateRejected
 from refold.schemas.health import DEAD
 from refold.schemas.keys import SigningKey
@@ -114,9 +113,9 @@ class Watcher:
         # 2. Beats.
         records, is_at_end = self._read()
         now_s = self._clock.monotonic_s()
-        for beat in self.listener.believed(self._roster, _beats_in(records, self._topics.federation)):
+        for beat, _, sample in self.listener.believed(self._roster, heard_in(records, self._topics.federation)):
             if beat.activity != WATCHING:
-                self.monitor.take(sample_of(beat), now_s)
+                self.monitor.take(sample, now_s)
             self._hear_log(beat, now_s)
         if not is_at_end:
             return True
@@ -191,9 +190,9 @@ class Watcher:
             if at_s - last_s > self._interval_s / 4:
                 self.monitor.tick(at_s)
                 last_s = at_s
-            for beat in self.listener.believed(self._roster, _beats_in([record], self._topics.federation)):
+            for beat, _, sample in self.listener.believed(self._roster, heard_in([record], self._topics.federation)):
                 if beat.activity != WATCHING:
-                    self.monitor.take(sample_of(beat), at_s)
+                    self.monitor.take(sample, at_s)
         self.monitor.tick(last_s)
         self.monitor.resume(self._reports.nodes(), now_s)
 
@@ -245,15 +244,3 @@ class Watcher:
     def close(self) -> None:
         """Let go of everything."""
         close_all(self._accepted, self._beats, self._alerts, self._producer)
-
-
-def _beats_in(records: Sequence[Record], federation: str) -> list[Heard]:
-    found = []
-    for record in records:
-        try:
-            beat = decode(record.value or b"")
-        except InvalidRecord:
-            continue
-        if isinstance(beat, Heartbeat) and beat.federation == federation:
-            found.append((beat, record.value or b""))
-    return found

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from refold.bus.contract import Record
 from refold.consumers.monitoring.readings import Sample
 from refold.consumers.roster import Roster
-from refold.schemas.keys import HEARTBEAT_TAG, verify
+from refold.schemas.canonical import decode
+from refold.schemas.errors import InvalidRecord
+from refold.schemas.keys import HEARTBEAT_TAG, verify_beat
 from refold.schemas.updates import FAREWELL, WATCHING, Heartbeat, encoded_heartbeat_digest
 
 MOST_AT_ONCE = 4
@@ -22,10 +26,32 @@ MOST_LOOKED_AT = 256
 Place = tuple[tuple[int, bytes], int]
 NEVER: Place = ((-1, b""), -1)
 NEAR = 16
-Heard = tuple[Heartbeat, bytes]
-"""A beat, and the bytes that it was decoded from."""
 Who = tuple[str, bool]
 """A client, or who watches its logs beside it."""
+
+
+class Heard(NamedTuple):
+    """A beat, what its signature is over, and what it says in the units in which nodes are watched."""
+
+    beat: Heartbeat
+    digest: bytes
+    sample: Sample
+
+
+def heard_in(records: Iterable[Record], federation: str) -> Iterator[Heard]:
+    """Yield the beats among records of `health`.
+
+    Digest and sample are made while the bytes are at hand: of a thousand beats read at once, the first is out of the
+    processor's cache again when the last is read.
+    """
+    for record in records:
+        encoded = record.value or b""
+        try:
+            beat = decode(encoded)
+        except InvalidRecord:
+            continue
+        if isinstance(beat, Heartbeat) and beat.federation == federation:
+            yield Heard(beat, encoded_heartbeat_digest(encoded, beat), sample_of(beat))
 
 
 @dataclass(slots=True)
@@ -35,11 +61,11 @@ class Listener:
     ignored: Counter[str] = field(default_factory=Counter)
     _last: dict[Who, Place] = field(default_factory=dict)
 
-    def believed(self, roster: Roster, beats: Iterable[Heard]) -> Iterator[Heartbeat]:
+    def believed(self, roster: Roster, beats: Iterable[Heard]) -> Iterator[Heard]:
         """Yield the beats that count, those of one client in their order."""
         of: dict[Who, list[Heard]] = {}
         for heard in beats:
-            beat = heard[0]
+            beat = heard.beat
             if roster.required and beat.client not in roster.active:
                 self.ignored["unknown"] += 1
             else:
@@ -48,25 +74,29 @@ class Listener:
         for who, found in of.items():
             yield from self._of_one(roster, who, found)
 
-    def _of_one(self, roster: Roster, who: Who, beats: list[Heard]) -> Iterator[Heartbeat]:
+    def _of_one(self, roster: Roster, who: Who, beats: list[Heard]) -> Iterator[Heard]:
         """Yield the newest few that hold. Forged ones are passed over and cannot crowd an honest one out, up to a bound."""
-        held: list[Heartbeat] = []
+        held: list[Heard] = []
         looked = 0
-        for beat, encoded in sorted(beats, key=lambda heard: self._is_expected(who, heard[0]), reverse=True):
+        if len(beats) > 1:
+            beats.sort(key=lambda heard: self._is_expected(who, heard.beat), reverse=True)
+        for heard in beats:
             if len(held) == MOST_AT_ONCE or looked == MOST_LOOKED_AT:
                 break
             looked += 1
-            fault = self._fault(roster, who, beat, encoded)
+            fault = self._fault(roster, who, heard)
             if fault:
                 self.ignored[fault] += 1
             else:
-                held.append(beat)
+                held.append(heard)
         if looked < len(beats):
             self.ignored["flood"] += len(beats) - looked
-        for beat in sorted(held, key=_place):
-            if _place(beat) > self._last.get(who, NEVER):  # Two may have one number.
-                self._last[who] = _place(beat)
-                yield beat
+        held.sort(key=lambda heard: _place(heard.beat))
+        for heard in held:
+            place = _place(heard.beat)
+            if place > self._last.get(who, NEVER):  # Two may have one number.
+                self._last[who] = place
+                yield heard
 
     def _is_expected(self, who: Who, beat: Heartbeat) -> tuple[bool, Place]:
         """Return what those are sorted by that are likely to hold: next to the last one that held, then new."""
@@ -74,7 +104,8 @@ class Listener:
         place = _place(beat)
         return place[0] == session and number < place[1] <= number + NEAR, place
 
-    def _fault(self, roster: Roster, who: Who, beat: Heartbeat, encoded: bytes) -> str:
+    def _fault(self, roster: Roster, who: Who, heard: Heard) -> str:
+        beat = heard.beat
         if _place(beat) <= self._last.get(who, NEVER):
             return "old"
         if not roster.required:
@@ -83,8 +114,7 @@ class Listener:
         public = standing.keys.valid.get(beat.key_id)
         if public is None or not beat.signature:
             return "unsigned"
-        digest = encoded_heartbeat_digest(encoded, beat)
-        return "" if verify(public, HEARTBEAT_TAG, digest, beat.signature) else "forged"
+        return "" if verify_beat(public, HEARTBEAT_TAG, heard.digest, beat.signature) else "forged"
 
     def keep(self, roster: Roster) -> None:
         """Forget clients that may no longer take part."""

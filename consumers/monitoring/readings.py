@@ -150,7 +150,11 @@ def readings(before: Sample, after: Sample, step: Step, rate: float | None, dela
         rise,
         math.nan if errors is None else math.log1p(errors),
     )
-    return tuple(value if math.isnan(value) or value == math.inf else min(max(value, -MOST), MOST) for value in found)
+    return tuple([value if -MOST <= value <= MOST else _bounded(value) for value in found])
+
+
+def _bounded(value: float) -> float:
+    return value if math.isnan(value) or value == math.inf else min(max(value, -MOST), MOST)
 
 
 def _log(value: float) -> float:

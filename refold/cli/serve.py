@@ -21,6 +21,7 @@ from refold.cli.output import log_to_stderr, note, say, say_json, table
 from refold.cli.status import GroupStatus, StatusReader
 from refold.consumers.delivery import Command, Sink, Webhook
 from refold.consumers.health import HealthSettings
+from refold.consumers.memory import collect_seldom, limit_arenas
 from refold.consumers.monitoring.policy import HealthPolicy
 from refold.consumers.server import GROUPS, Server
 from refold.consumers.server_heartbeat import ServerHeartbeatThread
@@ -75,6 +76,8 @@ def serve(
             _watch_status(federation, groups or GROUPS, watch, as_json=common.json)
             return
         log_to_stderr()
+        limit_arenas()
+        collect_seldom()
         watching = _health_settings(federation, health, webhook, alert_command)
         server = federation.serve(
             groups or GROUPS, member=member, even_incomplete=even_incomplete, health=watching, evaluate=evaluate or ""

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
+from refold.schemas import keys
 from refold.schemas.errors import ConfigurationError, NotFoundError
-from refold.schemas.keys import COMMAND_TAG, UPDATE_TAG, SigningKey, key_id, load_public, public_pem, verify
+from refold.schemas.keys import COMMAND_TAG, HEARTBEAT_TAG, UPDATE_TAG, SigningKey, key_id, load_public, public_pem, verify
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
 """Of the group of Ed25519 (RFC 8032)."""
@@ -121,3 +122,21 @@ def test_a_file_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None
         load_public("/dev/zero")
     with pytest.raises(ConfigurationError, match="larger than"):
         SigningKey.load("/dev/zero")
+
+
+@pytest.mark.parametrize("sodium", [keys.SODIUM, None], ids=["libsodium where it is installed", "without it"])
+def test_a_beats_signature_is_judged_alike_with_and_without_libsodium(monkeypatch: pytest.MonkeyPatch, sodium: object) -> None:
+    monkeypatch.setattr(keys, "SODIUM", sodium)
+    key, other = SigningKey.generate(), SigningKey.generate()
+    signature, weak = key.sign(HEARTBEAT_TAG, b"beat"), min(keys.WEAK_KEYS)
+    assert keys.verify_beat(key.public, HEARTBEAT_TAG, b"beat", signature)
+    for public, tag, message, said in (
+        (other.public, HEARTBEAT_TAG, b"beat", signature),
+        (key.public, UPDATE_TAG, b"beat", signature),
+        (key.public, HEARTBEAT_TAG, b"beet", signature),
+        (key.public, HEARTBEAT_TAG, b"beat", signature[:-1]),
+        (key.public, HEARTBEAT_TAG, b"beat", signature + b"\0"),
+        (key.public, HEARTBEAT_TAG, b"beat", b""),
+        (weak, HEARTBEAT_TAG, b"beat", weak + bytes(32)),
+    ):
+        assert not keys.verify_beat(public, tag, message, said)
