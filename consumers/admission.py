@@ -11,6 +11,9 @@ from refold.producers.lineage import Lineage
 from refold.schemas.keys import UPDATE_TAG, verify
 from refold.schemas.updates import DECLINE, PASS, TRAIN, ClientUpdate, UpdateBody
 
+REVERSIBLE = frozenset({"abandoned-branch", "former-lattice", "stale"})
+"""Reasons that go by what the newest round stands on: a rollback can undo them while the update waits."""
+
 
 def authentic(roster: Roster, update: ClientUpdate, digest: bytes, source: Source) -> str:
     """Return why nobody can be held to an update, or "".

@@ -11,7 +11,7 @@ from refold.bus.clock import Clock
 from refold.bus.contract import Bus, Place, Record
 from refold.bus.ranges import records_in
 from refold.bus.topics import Topics, is_chunk
-from refold.consumers.admission import authentic, final_reason, key_fault, refusal
+from refold.consumers.admission import REVERSIBLE, authentic, final_reason, key_fault, refusal
 from refold.consumers.attempts import MAX_ATTEMPTS, Attempts, Source
 from refold.consumers.consistency import checked, first_chunk_of, inspect
 from refold.consumers.coverage import Coverage
@@ -195,8 +195,9 @@ class Intake:
         if body.session_index > self._rounds.lineage.next_index or body.base_round > self._rounds.lineage.head:
             self._rounds.read_to_end()
         others = self._of_client.get(body.client, ())
-        reason = self._refusal(others, body, digest, source) or fact.fault or final_reason(body)
-        detail = fact.detail if reason == fact.fault else body.note
+        fault = fact.fault or final_reason(body)
+        fault_detail = body.note if fault and not fact.fault else fact.detail
+        refused = self._refusal(others, body, digest, source)
         return Pending(
             fact.partition,
             fact.offset,
@@ -205,10 +206,12 @@ class Intake:
             body,
             digest,
             fact.manifest,
-            reason,
-            detail,
+            refused or fault,
+            body.note if refused else fault_detail,
             fact.features,
             signature=update.signature,
+            fault=fault,
+            fault_detail=fault_detail,
         )
 
     def _decoded(self, fact: Checked) -> ClientUpdate | KeyRequest | None:
@@ -272,6 +275,15 @@ class Intake:
                 item.disown(fault)
             elif not item.reason:
                 item.reason = self._refusal((), item.body, item.digest, item.source)
+            elif item.reason in REVERSIBLE:
+                self._admit_again(item, item.body)
+
+    def _admit_again(self, item: Pending, body: UpdateBody) -> None:
+        """Ask anew of what was refused for where the newest round stood; another of its client may have come in meanwhile."""
+        others = [other for other in self._of_client.get(item.client, ()) if other is not item]
+        item.reason = self._refusal(others, body, item.digest, item.source) or item.fault
+        if item.reason == item.fault:
+            item.detail = item.fault_detail
 
     def _key_fault(self, body: UpdateBody, source: Source) -> str:
         """Return why an update's key speaks for its client no longer, or ""."""

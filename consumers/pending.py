@@ -32,6 +32,8 @@ class Pending:
         A client's request for a key, which this is instead of an update.
     signature
         The client's, where the record is an update.
+    fault, fault_detail
+        Why it is refused wherever the log stands, or "".
     """
 
     partition: int
@@ -46,6 +48,8 @@ class Pending:
     packed: bytes | None = None
     request: KeyRequest | None = None
     signature: bytes = b""
+    fault: str = ""
+    fault_detail: str = ""
 
     @property
     def source(self) -> tuple[int, int]:

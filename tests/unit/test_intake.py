@@ -30,6 +30,7 @@ from refold.schemas.events import (
     ClientEnrolled,
     FederationEnded,
     Receipts,
+    RolledBack,
     RoundClosed,
     Unattributed,
     UpdateAccepted,
@@ -563,3 +564,43 @@ def test_f12_a_detection_that_a_late_commit_went_past_stands_back_though_it_has_
             server.step("detection")
         reader.close()
         writer.close()
+
+
+def test_what_a_rollback_refuses_and_the_next_one_allows_is_taken(bus: MemoryBus, tmp_path: Path) -> None:
+    """Both commands lie there when detection comes back: it obeys one after the other before it gives verdicts."""
+    federation = make(bus, tmp_path, deadline_s=30.0, max_staleness=5)
+    with SteppedServer(federation) as server:
+        server.settle()
+        for _ in range(2):
+            for name in NAMES:
+                send(federation, name)
+            server.settle()
+        offset = send(federation, "ann")
+        server.settle()
+        for parent in (1, 2):
+            federation.roll_back(parent, "to and fro")
+        server.settle()
+        assert [(event.parent, event.abandoned) for event in events(federation, RolledBack)] == [(1, 2), (2, 3)]
+        for name in ("bob", "eve"):
+            send(federation, name)
+        server.clock.advance(31)
+        server.settle()
+        assert ("ann", offset, "accepted") in verdicts(federation)
+        assert federation.head == 5
+
+
+def test_a_rollback_that_is_undone_makes_no_unsound_update_sound(federation: Federation) -> None:
+    with SteppedServer(federation) as server:
+        server.settle()
+        for _ in range(2):
+            for name in NAMES:
+                send(federation, name)
+            server.settle()
+        parcel = craft_update(federation, "ann", KEYS["ann"])
+        offset = send_update(federation, replace(parcel, chunks=(b"not what was signed",)), "ann")
+        server.step("consistency")
+        for parent in (1, 2):
+            federation.roll_back(parent, "to and fro")
+        server.settle()
+        (found,) = [said for name, at, said in verdicts(federation) if (name, at) == ("ann", offset)]
+        assert found != "accepted"
