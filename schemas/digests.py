@@ -56,7 +56,7 @@ class TensorNode:
 
 
 @dataclass(frozen=True)
-class StateTree:
+class DigestTree:
     """The digests of a whole state.
 
     Parameters
@@ -85,7 +85,7 @@ class StateTree:
         """Digest of parameters and slots."""
         return state_digest(self.parameters_digest, self.slots_digest)
 
-    def differences(self, other: StateTree) -> list[tuple[str, int | None]]:
+    def differences(self, other: DigestTree) -> list[tuple[str, int | None]]:
         """Name the blocks that differ: (tensor, block of the tensor), or (tensor, None) where the tensor itself is another.
 
         A tensor that only one of the two has is named with None.

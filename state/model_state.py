@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from refold.schemas.digests import StateTree, parameters_nodes, slots_nodes
+from refold.schemas.digests import DigestTree, parameters_nodes, slots_nodes
 from refold.schemas.errors import IntegrityError, UsageError
 from refold.schemas.layout import Integers
 from refold.schemas.model import ModelSchema, TensorSchema
@@ -52,11 +52,11 @@ class ModelState:
         slots = {name: [array.copy() for array in arrays] for name, arrays in self.slots.items()}
         return ModelState(self.schema, self.round, [a.copy() for a in self.parameters], slots, dict(self.slot_exponents))
 
-    def tree(self, *, slots: bool = True, threads: int = 1) -> StateTree:
+    def tree(self, *, slots: bool = True, threads: int = 1) -> DigestTree:
         """Return the digest tree; without slots only its parameters' half means anything."""
         parameters = parameters_nodes(self.schema, self.parameters, threads=threads)
         held = slots_nodes(self.schema, self.slots, self.slot_exponents, threads=threads) if slots else ()
-        return StateTree(parameters, held)
+        return DigestTree(parameters, held)
 
     @property
     def digest(self) -> bytes:

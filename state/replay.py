@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from refold.schemas.digests import StateTree
+from refold.schemas.digests import DigestTree
 from refold.schemas.errors import IntegrityError, InvalidRecord
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.model import ModelSchema
@@ -67,7 +67,7 @@ def rebuild(
     slots: bool = True,
     verify: bool = True,
     threads: int = 1,
-    expected: Callable[[int], StateTree | None] | None = None,
+    expected: Callable[[int], DigestTree | None] | None = None,
     progress: Progress | None = None,
 ) -> ModelState:
     """Return the state of a round by the cheapest way.
@@ -236,8 +236,8 @@ def walk(
 
 
 def verify_state(
-    state: ModelState, entry: RoundEntry, *, slots: bool = True, threads: int = 1, expected: StateTree | None = None
-) -> StateTree:
+    state: ModelState, entry: RoundEntry, *, slots: bool = True, threads: int = 1, expected: DigestTree | None = None
+) -> DigestTree:
     """Compare a state with what was recorded of its round, and return its digest tree.
 
     Raises

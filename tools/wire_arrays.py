@@ -9,7 +9,7 @@ import numpy as np
 from wire_values import array_as_json, as_json, formula
 
 from refold.schemas.codec import encode_floats, encode_integers, encode_raw
-from refold.schemas.digests import StateTree, parameters_nodes, slots_nodes
+from refold.schemas.digests import DigestTree, parameters_nodes, slots_nodes
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.topk import Entries, encode_sparse
@@ -136,7 +136,7 @@ def fold() -> Any:
 
 
 def _tree(arrays: Sequence[Integers], slots: Any, exponents: Any) -> dict[str, Any]:
-    tree = StateTree(parameters_nodes(SMALL, arrays), slots_nodes(SMALL, slots, exponents))
+    tree = DigestTree(parameters_nodes(SMALL, arrays), slots_nodes(SMALL, slots, exponents))
     return {
         "tensors": [node.digest.hex() for node in tree.parameters],
         "parameters_digest": tree.parameters_digest.hex(),

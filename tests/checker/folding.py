@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refold.schemas.codec import decode_integers, decode_raw
-from refold.schemas.digests import StateTree, parameters_nodes
+from refold.schemas.digests import DigestTree, parameters_nodes
 from refold.schemas.events import Genesis, Regridded, RolledBack, RoundClosed, RoundCommitted, UpdateAccepted
 from refold.schemas.layout import Layout
 from refold.state.delta import decode_update
@@ -137,4 +137,4 @@ def _check_digest(findings: Findings, genesis: Genesis, state: Arrays, made: Rou
 def parameters_digest(schema: Any, arrays: Arrays) -> bytes:
     """Return the digest of parameters, as the log defines it."""
     narrow = [a.astype(np.int32) if t.is_float else a for t, a in zip(schema.tensors, arrays, strict=True)]
-    return StateTree(parameters_nodes(schema, narrow)).parameters_digest
+    return DigestTree(parameters_nodes(schema, narrow)).parameters_digest

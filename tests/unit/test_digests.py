@@ -1,6 +1,6 @@
 import numpy as np
 
-from refold.schemas.digests import StateTree, digest, leaf_digest
+from refold.schemas.digests import DigestTree, digest, leaf_digest
 from refold.schemas.layout import BLOCK
 from refold.state.model_state import ModelState, initial_state
 
@@ -40,7 +40,7 @@ def test_a_difference_is_located_to_tensor_and_block() -> None:
 
 def test_a_tensor_that_one_side_lacks_is_named() -> None:
     tree = state().tree()
-    assert tree.differences(StateTree(tree.parameters[1:], tree.slots)) == [("a", None)]
+    assert tree.differences(DigestTree(tree.parameters[1:], tree.slots)) == [("a", None)]
 
 
 def test_the_parameters_digest_ignores_slots_and_the_state_digest_does_not() -> None:
