@@ -24,6 +24,7 @@ CHECKPOINT_TAG = b"refold 2026 checkpoint\0"
 HEARTBEAT_TAG = b"refold 2026 heartbeat\0"
 SERVER_HEARTBEAT_TAG = b"refold 2026 server heartbeat\0"
 HEALTH_TAG = b"refold 2026 health report\0"
+STATE_TREE_TAG = b"refold 2026 state tree\0"
 REQUEST_TAG = b"refold 2026 key request\0"
 POSSESSION_TAG = b"refold 2026 key possession\0"
 

@@ -9,6 +9,7 @@ import blake3
 
 from refold.schemas.canonical import Digest, Name, Small, Text, Uint, Within, encode, record
 from refold.schemas.condition import Condition
+from refold.schemas.held import StateHeld, TrainingHeld
 from refold.schemas.payload import Payload
 from refold.schemas.plans import Settings
 
@@ -136,15 +137,28 @@ def _unsigned(fields: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*fields, bytes(8), b"")
 
 
-def _unconditioned(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+def _with_none(fields: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*fields, None)
 
 
-def _without_condition(fields: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _without_none(fields: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return fields[:-1] if fields[-1] is None else None
 
 
-@record(22, version=3, upcasts={1: _unsigned, 2: _unconditioned}, downcasts={3: _without_condition})
+def _holding_nothing(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*fields, ())
+
+
+def _without_holding(fields: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    return fields[:-1] if not fields[-1] else None
+
+
+@record(
+    22,
+    version=4,
+    upcasts={1: _unsigned, 2: _with_none, 3: _with_none},
+    downcasts={3: _without_none, 4: _without_none},
+)
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A client is alive: which session, what it does, which round it holds. Decides only whom a round waits for.
@@ -161,6 +175,8 @@ class Heartbeat:
     condition
         What the node measures of itself, how far it is and what its log came to; None where it does not say. Without one the
         beat is written in version 2.
+    training
+        Where its training stood when it was last kept; None where nothing was. Without one the beat is written in version 3.
     """
 
     federation: Name
@@ -177,6 +193,7 @@ class Heartbeat:
     key_id: KeyId = bytes(8)
     signature: Annotated[bytes, Within(0, 64)] = b""
     condition: Condition | None = None
+    training: TrainingHeld | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +213,7 @@ class GroupStatus:
     failures: Uint
 
 
-@record(160)
+@record(160, version=2, upcasts={1: _holding_nothing}, downcasts={2: _without_holding})
 @dataclass(frozen=True, slots=True)
 class ServerHeartbeat:
     """A server is alive: which groups it runs, and how they get on. Decides nothing.
@@ -210,6 +227,8 @@ class ServerHeartbeat:
     signature
         By the log key that `key_id` names, over the record with an empty signature and a tag of its own; empty where the log
         has no keys.
+    holds
+        The states that its groups hold between rounds, optimizer and all. Without one the beat is written in version 1.
     """
 
     federation: Name
@@ -222,6 +241,7 @@ class ServerHeartbeat:
     key_id: KeyId
     signature: Annotated[bytes, Within(0, 64)]
     condition: Condition | None
+    holds: Annotated[tuple[StateHeld, ...], Within(0, 64)] = ()
 
 
 def server_heartbeat_digest(beat: ServerHeartbeat) -> bytes:

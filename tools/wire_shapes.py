@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import refold.consumers.features
 import refold.schemas.checks
 import refold.schemas.events
-import refold.schemas.health  # noqa: F401
+import refold.schemas.health
+import refold.schemas.state_tree  # noqa: F401
 from refold.schemas import canonical
 from refold.schemas.canonical import Scalar, Within
 

@@ -23,7 +23,8 @@ import refold.consumers.features
 import refold.schemas.checks
 import refold.schemas.commits
 import refold.schemas.events
-import refold.schemas.health  # noqa: F401
+import refold.schemas.health
+import refold.schemas.state_tree  # noqa: F401
 from refold.schemas import canonical
 from refold.schemas.canonical import Name, Scalar, Uint, Within, decode, encode, record, version_of
 from refold.schemas.errors import InvalidRecord
