@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
 
 from refold.bus.clock import Clock
@@ -25,6 +26,8 @@ REMEMBERED_ROUNDS = 8
 RESEND_AFTER_S = 1.0
 UNHEARD = "unheard"
 """The outcome of an update that was refused without a receipt."""
+DIVERGED = "diverged"
+"""The outcome of an answer that was never sent: the state that it rests on was not the log's any more."""
 
 Session = tuple[int, bytes]
 
@@ -106,6 +109,12 @@ class Answers:
     def _note(self, round_: int, kind: str, digest: bytes) -> None:
         asked = EVALUATE if kind in (EVALUATE, PASS) else TRAIN
         self._given[round_, asked] = (digest, self._clock.monotonic_s())
+
+    def give_up(self) -> bytes:
+        """Return what names an answer that is not sent; what it was for is not answered."""
+        name = os.urandom(32)
+        self._receipts[name] = DIVERGED
+        return name
 
     def send(self, parcel: Parcel) -> None:
         """Send a kept answer; if the bus does not answer, `resend` sends it later."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,8 +71,22 @@ class ClientCheckpoint:
         """Batches done."""
         self._epoch = self._batch = 0
         self._epoch_draws: Any = None
+        self._told: Callable[[bytes, int, bytes], None] = lambda life, step, digest: None
+        self._life, self._digest = os.urandom(8), b""
         self.restored = self._restore()
         """Whether an earlier life's state was found."""
+
+    def on_kept(self, told: Callable[[bytes, int, bytes], None]) -> None:
+        """Call this at every `save`, and now where an earlier life's state was found.
+
+        Parameters
+        ----------
+        told
+            Called with what names this training, the step, and the digest of the parts.
+        """
+        self._told = told
+        if self._digest:
+            told(self._life, self.step, self._digest)
 
     def batches(self, loader: Iterable[T], *, epochs: int = 1, every: int = 1) -> Iterator[T]:
         """Yield the loader's batches, from where an earlier life stopped, and save after every `every` of them.
@@ -123,17 +137,20 @@ class ClientCheckpoint:
             There is no room; what was there stays.
         """
         states = {name: state_of(name, part) for name, part in self._parts.items() if not draws(part)}
+        self._digest = pack(states, "checkpoint.parts").digest
         tree = {
             "version": VERSION,
             "work": self._work,
             "kinds": self._kinds,
             "progress": [self.step, self._epoch, self._batch],
             "parts": states,
+            "told": [self._life, self._digest],
             "gradients": {name: _gradients(part) for name, part in self._parts.items()} if self._gradients else {},
             "draws": self._draws(),
             "epoch_draws": self._epoch_draws,
         }
         write_checkpoint(self.path, pack(tree, "checkpoint"))
+        self._told(self._life, self.step, self._digest)
 
     def clear(self) -> None:
         """Remove what is on disk: the work is handed in. Idempotent."""
@@ -153,6 +170,9 @@ class ClientCheckpoint:
             _set_gradients(self._parts[name], gradients)
         self.step, self._epoch, self._batch = tree["progress"]
         self._epoch_draws = tree["epoch_draws"]
+        match tree.get("told"):
+            case [bytes() as life, bytes() as digest] if (len(life), len(digest)) == (8, 32):
+                self._life, self._digest = life, digest
         self._set_draws(tree["draws"])
         return True
 

@@ -35,6 +35,7 @@ from refold.producers.witness import Witness
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError, UsageError
 from refold.schemas.events import Receipt as ReceiptEvent
+from refold.schemas.held import TrainingHeld
 from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
@@ -46,6 +47,8 @@ from refold.state.model_state import ModelState
 log = logging.getLogger("refold.client")
 
 POLL_S = 0.25
+TOLD_S = 2.0
+"""How long a client waits at most until the bus has its word that it holds the right state again."""
 
 
 class Client:
@@ -236,7 +239,7 @@ class Client:
 
     def _hold(self, round_: int) -> ModelState:
         """Bring the parameters held to a round, by whatever way is there."""
-        self._mend()
+        is_mended = self._mend()
         held, self._state = self._state or self._held.read(self._history.lineage), None
         self._let_go()
         if held is None or held.round != round_:
@@ -248,6 +251,9 @@ class Client:
             vitals = self._heartbeat.vitals
             vitals.holds = (round_, digest or bytes(32))
             vitals.held = Held(held, vitals.holds[1], self._clock) if digest else None
+            if is_mended:
+                # Before any update: one of a client that tells of another state than the log's is refused.
+                self._heartbeat.beat_now(TOLD_S)
         return held
 
     def _has_diverged(self) -> bool:
@@ -259,14 +265,15 @@ class Client:
         if self._heartbeat:
             self._heartbeat.vitals.held = None
 
-    def _mend(self) -> None:
-        """Let a state go that a heartbeat found to be another than the log's, and say where it differs."""
+    def _mend(self) -> bool:
+        """Let a state go that was found to be another than the log's, and say where it differs; return whether it was."""
         if not self._has_diverged() or self._state is None:
-            return
+            return False
         self._let_go()
         diverged, self._state = self._state, None
         places = difference(diverged, self._rebuilt(diverged.round, None))
         log.warning("the state held of round %d is not the log's; it is fetched anew: %s", diverged.round, places)
+        return True
 
     def _rebuilt(self, round_: int, held: ModelState | None) -> ModelState:
         deadline_s = self._clock.monotonic_s() + self._open_timeout_s
@@ -279,6 +286,25 @@ class Client:
                 if self._clock.monotonic_s() > deadline_s:
                     raise
             self._history.rounds.poll(POLL_S)
+
+    def spoiled(self, task: Task) -> Receipt | None:
+        """Return the receipt of an answer that is not sent, since the state that it rests on is not the log's. Called by `Task`.
+
+        Its outcome is ``diverged``, and the round asks for the same again.
+        """
+        held = self._heartbeat.vitals.held if self._heartbeat else None
+        if held is None or task.state is not self._state:
+            return None
+        held.look()
+        if not held.has_diverged:
+            return None
+        log.warning("what was trained from round %d is not sent: the state changed in memory meanwhile", task.base_round)
+        return Receipt(self, self._answers.give_up())
+
+    def trained_to(self, training: TrainingHeld) -> None:
+        """Tell with the next heartbeat where a task's training was kept, or brought back from. Called by `Task`."""
+        if self._heartbeat:
+            self._heartbeat.vitals.training = training
 
     def submit(self, task: Task, body: UpdateBody, chunks: tuple[bytes, ...], unsent: Amount | None = None) -> Receipt:
         """Keep an update in the outbox and send it; if the bus does not answer it is sent later. Called by `Task`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from refold.bus.contract import Bus, Producer
 from refold.bus.topics import Topics, event_headers
 from refold.producers.held_digest import Held
 from refold.producers.reporting import BEAT_BYTES, Reporter
+from refold.producers.tree_sender import TreeSender
 from refold.schemas.canonical import encode
 from refold.schemas.errors import BusError, ConfigurationError, TryAgainError
+from refold.schemas.held import TrainingHeld
 from refold.schemas.keys import HEARTBEAT_TAG, SigningKey
 from refold.schemas.plans import Settings
 from refold.schemas.updates import FAREWELL, WATCHING, Heartbeat, heartbeat_digest
@@ -41,6 +44,8 @@ class Vitals:
 
     held: Held | None = None
     """What is looked at for the digest that a beat tells; None while it is being changed."""
+
+    training: TrainingHeld | None = None
 
     def shown(self) -> tuple[int, bytes]:
         """Return the round and digest of what is held, looked at where it can be."""
@@ -82,6 +87,8 @@ class Beating(ABC):
         self._interval_s = interval_s
         self._clock = clock
         self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._asking: list[threading.Event] = []
         self._thread = threading.Thread(target=self._run, name=f"refold-heartbeat-{sender}", daemon=True)
 
     @abstractmethod
@@ -92,13 +99,30 @@ class Beating(ABC):
         """Return the last beat of one that is closed in an orderly way, or None where nobody needs to know."""
         return None
 
+    def _more(self) -> Iterable[Letter]:
+        """Return what goes out behind the beat that was sent last."""
+        return ()
+
+    def beat_now(self, timeout_s: float) -> bool:
+        """Beat without waiting for the interval to end; return whether the bus has taken that beat within this time."""
+        told = threading.Event()
+        self._asking.append(told)
+        self._wake.set()
+        return told.wait(timeout_s)
+
     def _run(self) -> None:
         producer: Producer | None = None
         planned_s = self._clock.monotonic_s()
         while not self._stop.is_set():
+            self._wake.clear()
+            asking, self._asking = self._asking, []
             try:
                 producer = producer or self._bus.producer()
-                self._send(producer, self._next(self._clock.monotonic_s() - planned_s))
+                self._send(producer, self._next(max(0.0, self._clock.monotonic_s() - planned_s)))
+                for told in asking:
+                    told.set()
+                for letter in self._more():
+                    self._send(producer, letter)
             except (BusError, TryAgainError) as error:
                 log.debug("a heartbeat was left out: %s", error)
                 self.reporter.lost()
@@ -108,7 +132,7 @@ class Beating(ABC):
                 self.failure = error
                 return
             planned_s = self._clock.monotonic_s() + self._interval_s
-            self._stop.wait(self._interval_s)
+            self._wake.wait(self._interval_s)
         # Without a producer the bus did not take the last beat: a close does not wait for it to come back.
         if producer:
             self._take_leave(producer)
@@ -137,6 +161,7 @@ class Beating(ABC):
     def close(self) -> None:
         """Stop beating, after a farewell where the bus takes it soon."""
         self._stop.set()
+        self._wake.set()
         self._thread.join(CLOSE_S)
         self.reporter.close()
 
@@ -169,6 +194,8 @@ class HeartbeatThread(Beating):
         self._session = session
         self._properties = properties
         self._beat = 0
+        self._last: Heartbeat | None = None
+        self._trees = TreeSender(key)
         self._bare_bytes = len(encode(self._bare()))  # Properties that no record can hold are refused here, not in the thread.
         self._thread.start()
 
@@ -182,7 +209,15 @@ class HeartbeatThread(Beating):
         self._beat += 1
         beat = replace(bare, condition=self.reporter.condition(lateness_s, BEAT_BYTES - SIGNATURE_BYTES - self._bare_bytes))
         beat = replace(beat, signature=self._key.sign(HEARTBEAT_TAG, heartbeat_digest(beat)))
+        self._last = beat
         return Letter("Heartbeat", self._client, beat.beat, beat.client_time_ms, encode(beat))
+
+    def _more(self) -> Iterator[Letter]:
+        """Yield the tree of a state that has diverged."""
+        assert self._last is not None
+        tree = self._trees.due(self._last, self.vitals.held)
+        if tree is not None:
+            yield Letter("StateTree", self._client, tree.beat, self._clock.wall_ms(), encode(tree))
 
     def _farewell(self) -> Letter | None:
         if not self.leaves_in_order:
@@ -206,4 +241,5 @@ class HeartbeatThread(Beating):
             self._properties,
             self._clock.wall_ms(),
             self._key.key_id,
+            training=vitals.training,
         )

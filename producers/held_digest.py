@@ -2,18 +2,18 @@
 
 A state may become another one than the log's by a bit that flips in memory, a file that was changed, or code that writes where
 it should not. Its digest is told with the next heartbeat, so the server finds out by one comparison; the client lets go of the
-state and fetches the round anew. An update trained from it in between is judged like any.
+state and fetches the round anew. An update trained from it is not sent.
 """
 
 from __future__ import annotations
 
 from refold.bus.clock import Clock
+from refold.schemas.digests import DigestTree
+from refold.schemas.state_tree import named
 from refold.state.model_state import ModelState
 
 REST = 50
 """Hashing may take a fiftieth of the time: a million parameters take 1 to 3 ms, so ten million are looked at every second."""
-
-MOST_PLACES = 8
 
 
 class Held:
@@ -35,18 +35,24 @@ class Held:
 
     def digest(self) -> bytes:
         """Look, unless it was done a moment ago; return the digest of what is held."""
-        started_s = self._clock.monotonic_s()
-        if started_s >= self._next_s:
-            found = self._state.parameters_digest
-            now_s = self._clock.monotonic_s()
-            self._next_s = now_s + REST * (now_s - started_s)
-            self._found = found
+        if self._clock.monotonic_s() >= self._next_s:
+            self.look()
         return self._found
+
+    def look(self) -> None:
+        """Hash what is held now."""
+        started_s = self._clock.monotonic_s()
+        found = self._state.parameters_digest
+        now_s = self._clock.monotonic_s()
+        self._next_s = now_s + REST * (now_s - started_s)
+        self._found = found
+
+    def tree(self) -> DigestTree:
+        """Return the digests of what is held now."""
+        return self._state.tree(slots=False)
 
 
 def difference(held: ModelState, true: ModelState) -> str:
     """Name the blocks of tensors in which a state differs from what it should be."""
     places = held.tree(slots=False).differences(true.tree(slots=False))
-    named = [name if block is None else f"{name} block {block}" for name, block in places]
-    more = f" and {len(named) - MOST_PLACES} more" if len(named) > MOST_PLACES else ""
-    return ", ".join(named[:MOST_PLACES]) + more or "nothing differs any more"
+    return named(true.schema, places) or "nothing differs any more"

@@ -15,6 +15,7 @@ from refold.producers.reporting import Said
 from refold.producers.residual_file import Amount
 from refold.schemas.canonical import Scalar
 from refold.schemas.errors import TryAgainError, UsageError
+from refold.schemas.held import TrainingHeld
 from refold.schemas.plans import RoundPlan
 from refold.schemas.updates import DECLINE, EVALUATE, PASS, TRAIN, UNTOLD, UpdateBody
 from refold.state.model_state import ModelState
@@ -37,9 +38,11 @@ class Receipt:
 
     @property
     def outcome(self) -> str | None:
-        """``accepted``, the class of the reason it was refused for, ``unheard``, or None as long as there is no verdict.
+        """``accepted``, the class of the reason it was refused for, ``unheard``, ``diverged``, or None before there is a verdict.
 
-        ``unheard``: it was refused without a receipt, since nobody could be held to it, or its client is kept out."""
+        ``unheard``: it was refused without a receipt, since nobody could be held to it, or its client is kept out.
+        ``diverged``: it was not sent, since the state that it was trained from changed in memory meanwhile; the round asks again.
+        """
         return self._client.outcome(self.digest)
 
     def wait(self, timeout_s: float = 60.0) -> str:
@@ -111,7 +114,9 @@ class Task:
             As `refold.ClientCheckpoint` has them. Give the parts as they are to begin: the base parameters loaded.
         """
         owner = owner_of(self._client.federation, self._client.name).hex()
-        made = ClientCheckpoint(self._client.folder / f"{owner}.checkpoint", self, gradients=gradients, **parts)
+        file = self._client.folder / f"{owner}.checkpoint"
+        made = ClientCheckpoint(file, self, gradients=gradients, **parts)
+        made.on_kept(lambda life, step, digest: self._client.trained_to(TrainingHeld(life, self.round, step, digest)))
         self._checkpoints.append(made)
         return made
 
@@ -144,6 +149,8 @@ class Task:
         self._answer(evaluation=False)
         if not 1 <= operator.index(num_examples) < 2**31:
             raise UsageError(f"num_examples is {num_examples}, not 1 to 2^31 − 1", round=self.round)
+        if receipt := self._spoiled():
+            return receipt
         coded = self._client.coded(self, state)
         self._client.own.keep(self.state.schema, state)
         said = _finite(metrics or {})
@@ -153,6 +160,8 @@ class Task:
     def evaluated(self, *, loss: float, metrics: Mapping[str, float] | None = None, num_examples: int = 1) -> Receipt:
         """Send what the base round is worth on this client's data."""
         self._answer(evaluation=True)
+        if receipt := self._spoiled():
+            return receipt
         said = _finite({"loss": loss, **(metrics or {})})
         body = self._client.body(self, EVALUATE, num_examples, said, (), (), "")
         return self._sent(body, ())
@@ -167,7 +176,13 @@ class Task:
         return self._sent(body, ())
 
     def _sent(self, body: UpdateBody, chunks: tuple[bytes, ...], unsent: Amount | None = None) -> Receipt:
-        receipt = self._client.submit(self, body, chunks, unsent)
+        return self._over(self._client.submit(self, body, chunks, unsent))
+
+    def _spoiled(self) -> Receipt | None:
+        receipt = self._client.spoiled(self)
+        return None if receipt is None else self._over(receipt)
+
+    def _over(self, receipt: Receipt) -> Receipt:
         self.answered = True
         for checkpoint in self._checkpoints:
             checkpoint.clear()

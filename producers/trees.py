@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import blake3
+import msgpack
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
@@ -47,6 +49,15 @@ class Packed:
     def tensor_bytes(self) -> bytes:
         """Return the tensors as safetensors."""
         return save(self.tensors)
+
+    @property
+    def digest(self) -> bytes:
+        """BLAKE3 over form and tensors, 32 bytes. Computed at each call."""
+        hashed = blake3.blake3(msgpack.packb(self.form, use_bin_type=True), derive_key_context="refold 2026 packed tree")
+        for name, tensor in self.tensors.items():
+            hashed.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            hashed.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        return hashed.digest()
 
 
 def pack(value: Any, name: str) -> Packed:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from refold.schemas.canonical import Digest, Name, Uint
+from refold.schemas.canonical import Digest, Name, Uint, Within
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingHeld:
     """Where a client's training stood when it was last kept on its disk, or brought back from there.
 
-    A client's optimizer is its own, and nothing in the log says what it should be. But one client that tells of two digests at
-    one step of one round has lost its state, or got another one's.
+    A client's optimizer is its own, and nothing in the log says what it should be. But a training that tells of two digests at
+    one step has lost its state, or got another one's.
 
     Parameters
     ----------
+    life
+        Drawn when the training was begun, and kept with it.
     round
-        The round that the training is to make.
+        The round that it is to make.
     step
         Batches done.
     digest
         Of all that `ClientCheckpoint` keeps of the program's parts: model, optimizer, scheduler.
     """
 
+    life: Annotated[bytes, Within(8, 8)]
     round: Uint
     step: Uint
     digest: Digest
