@@ -22,7 +22,6 @@ REMEMBERED_STEPS = 8
 MOST_TOLD = 4096
 
 Known = Callable[[int], bytes | None]
-Place = tuple[tuple[int, bytes], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +30,15 @@ class Strayed:
 
     Parameters
     ----------
-    what, advice
-        For people.
-    is_lie
-        No accident explains it: two signed statements of one node contradict each other.
+    kind
+        ``diverged``, or ``lying`` where a node's signed statements contradict each other.
     """
 
     subject: str
     severity: str
     what: str
     advice: str
-    is_lie: bool = False
+    kind: str = "diverged"
 
 
 @dataclass(slots=True)
@@ -86,11 +83,25 @@ class Astray:
         known
             Gives the digest of a round's parameters by the log, or None.
         """
-        node = self._nodes.setdefault(beat.client, _Node())
-        found = self._state(node, beat, known) + _training(node, beat)
-        if node == _Node():
-            del self._nodes[beat.client]
-        return found
+        node = self._nodes.get(beat.client)
+        if node is None:
+            if beat.training is None and not differs(beat, known):
+                return []
+            node = self._nodes[beat.client] = _Node()
+        return self._state(node, beat, known) + _training(node, beat)
+
+    def news(self, beat: Heartbeat, known: Known) -> str:
+        """Return what a beat, if it is believed, would change: ``astray``, ``back``, ``training``, or "" for nothing."""
+        node = self._nodes.get(beat.client)
+        before = node.astray if node is not None else None
+        if differs(beat, known):
+            return "astray" if before is None or before.round != beat.round else ""
+        if before is not None:
+            return "back"
+        told = beat.training
+        if told is None or node is None or told.life != node.life:
+            return ""
+        return "training" if node.steps.get(told.step, told.digest) != told.digest else ""
 
     def _state(self, node: _Node, beat: Heartbeat, known: Known) -> list[Strayed]:
         before, node.astray = node.astray, beat if differs(beat, known) else None
@@ -112,9 +123,9 @@ class Astray:
         beat = self.beat_of(body.client)
         return beat is not None and beat.round == body.base_round
 
-    def keep(self, clients: frozenset[str]) -> None:
-        """Forget all but these clients."""
-        self._nodes = {client: node for client, node in self._nodes.items() if client in clients}
+    def forget(self, client: str) -> None:
+        """Forget a client that takes no part."""
+        self._nodes.pop(client, None)
 
 
 def differs(beat: Heartbeat, known: Known) -> bool:
@@ -169,7 +180,7 @@ class Servers:
         Parameters
         ----------
         parameters, states
-            Give the digests of a round's parameters, and of its parameters and slots, by the log; None of a round that it lacks.
+            Give the log's digests of a round's parameters, and of its parameters and slots; None of a round that it lacks.
         """
         found = []
         for held in beat.holds:
@@ -188,8 +199,15 @@ class Servers:
         return found
 
 
-def contradiction(one: Heartbeat, other: Heartbeat) -> bool:
-    """Whether two beats of one client, if both are signed, show that it lies: one number, and two states."""
-    same = (one.session_index, one.session_nonce, one.beat) == (other.session_index, other.session_nonce, other.beat)
-    told = (one.round, one.parameters_digest), (other.round, other.parameters_digest)
-    return same and told[0] != told[1]
+def lie(client: str) -> Strayed:
+    """Return what is said of a client two of whose signed beats have one number and tell of two states."""
+    what = f"{client} signed two heartbeats under one number that tell of two states: it lies, or its key is in two hands"
+    advice = "its next update freezes it; `refold quarantine release` then lets it in again, `refold revoke` takes its key"
+    return Strayed(client, "error", what, advice, "lying")
+
+
+def false_tree(client: str, why: str) -> Strayed:
+    """Return what is said of a client whose signed state tree cannot be true."""
+    what = f"{client} sent a state tree that {why}"
+    advice = f"its program is not sound, or it lies; look at it, or `refold quarantine ban {client}`"
+    return Strayed(client, "error", what, advice, "lying")

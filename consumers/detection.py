@@ -24,6 +24,7 @@ from refold.bus.contract import Bus, Consumer, Place, Record
 from refold.bus.keeping import keeping
 from refold.bus.ledger import Entry, LedgerWriter
 from refold.bus.topics import Topics
+from refold.consumers.agreement import Agreement
 from refold.consumers.alerts import Alerts
 from refold.consumers.bounding import bounds_of
 from refold.consumers.commands import CommandReader
@@ -147,6 +148,7 @@ class _Active:
         self._writer = LedgerWriter(bus, self._accepted, writer=member, clock=clock)
         self._liveness = Liveness()
         self._hearing = Hearing(self._liveness)
+        self._agreement = Agreement(bus, topics, self.roster.genesis, clock, self._hearing)
         self._deadline = Deadline()
         self._stragglers = Stragglers(ReportReader(self.roster.genesis))
         self._suspicions = Suspicions()
@@ -263,13 +265,12 @@ class _Active:
                 continue
             if beat.federation == self._topics.federation:
                 beats.append(beat)
-        before = set(self._hearing.diverged)
-        self._hearing.take(self.roster, beats, self._clock.monotonic_s(), self._rounds.lineage.parameters_digest)
-        for client in self._hearing.diverged.keys() - before:
-            round_ = self._hearing.diverged[client].round
-            what = f"{client} holds another state of round {round_} than the log's"
-            advice = "it fetches the round anew by itself, and its own log says in which tensor and block they differed"
-            self._alerts.raise_(client, "warning", what, advice, self.roster.plan.round, kind="diverged")
+        lineage = self._rounds.lineage
+        self._hearing.take(self.roster, beats, self._clock.monotonic_s(), lineage.parameters_digest)
+        for found in self._agreement.hear(records, self.roster, lineage):
+            self._alerts.raise_(
+                found.subject, found.severity, found.what, found.advice, self.roster.plan.round, kind=found.kind
+            )
 
     def _living(self, now_s: float) -> frozenset[str]:
         """Return the clients that live, may take part, and meet the plan's conditions as far as they have said."""
@@ -278,6 +279,7 @@ class _Active:
 
     def _decide(self) -> Ruling:
         waiting = self._intake.waiting.values()
+        self._agreement.refuse(waiting, self.roster)
         ruling = Ruling(refused=[item for item in waiting if item.reason][:MOST_REFUSED])
         ruling.bounds = bounds_of(ruling.refused, self.roster)
         if any(item.reason == "equivocation" for item in ruling.refused):
@@ -406,6 +408,7 @@ class _Active:
 
     def close(self) -> None:
         close_all(
+            self._agreement,
             self._intake,
             self._commands,
             self._health,

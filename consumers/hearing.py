@@ -8,9 +8,10 @@ holds is enough.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from refold.consumers.astray import Astray, Known, Strayed, lie
 from refold.consumers.liveness import Liveness
 from refold.consumers.roster import Roster
 from refold.consumers.standing import Standing
@@ -22,8 +23,6 @@ FRESH_BEATS = 2
 
 Place = tuple[tuple[int, bytes], int]
 """A beat's place in its client's life: session and number."""
-
-Known = Callable[[int], bytes | None]
 
 
 @dataclass(slots=True)
@@ -38,17 +37,24 @@ class Hearing:
         How many signatures were checked.
     unfit
         Clients whose newest beat says of them what the plan's conditions leave out.
+    astray
+        Clients whose newest beat tells of another state than the log's.
+    strayed
+        What was found of that kind and nobody was told of yet.
+    lying
+        Clients two of whose signed beats contradict each other.
     """
 
     liveness: Liveness
     ignored: Counter[str] = field(default_factory=Counter)
     verified: int = 0
     unfit: set[str] = field(default_factory=set)
-    diverged: dict[str, Heartbeat] = field(default_factory=dict)
-    """Clients whose newest beat that was believed tells of another state than the log's, with that beat."""
-
+    astray: Astray = field(default_factory=Astray)
+    strayed: list[Strayed] = field(default_factory=list)
+    lying: set[str] = field(default_factory=set)
     _last: dict[str, Place] = field(default_factory=dict)
-    _looked_s: dict[str, float] = field(default_factory=dict)
+    _told: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    _looked_s: dict[tuple[str, str], float] = field(default_factory=dict)
     _known: Known = field(default=lambda _: None)
 
     def take(self, roster: Roster, beats: Iterable[Heartbeat], now_s: float, known: Known = lambda _: None) -> None:
@@ -71,7 +77,10 @@ class Hearing:
                 self._believe(roster, of_client[-1], now_s)
             elif client not in roster.active:
                 self.ignored["unknown"] += len(of_client)
-                self._last.pop(client, None)
+                self._forget(client)
+            elif self._lies(roster, of_client, now_s):
+                self.lying.add(client)
+                self.strayed.append(lie(client))
             elif not self.liveness.is_fresh(client, FRESH_BEATS, now_s) or self._is_news(of_client, roster, now_s):
                 self._listen(roster, client, of_client, now_s)
 
@@ -80,25 +89,61 @@ class Hearing:
             fault = self._fault(roster.clients[client], beat)
             if not fault:
                 self._last[client] = _place(beat)
+                self._told[client] = _told(beat)
                 self._believe(roster, beat, now_s)
                 return
             self.ignored[fault] += 1
 
-    def _differs(self, beat: Heartbeat) -> bool:
-        known = self._known(beat.round)
-        return known is not None and any(beat.parameters_digest) and beat.parameters_digest != known
+    def _forget(self, client: str) -> None:
+        """Begin anew with a client that takes no part, should it come back."""
+        self._last.pop(client, None)
+        self._told.pop(client, None)
+        self.lying.discard(client)
+        self.astray.forget(client)
+
+    def _lies(self, roster: Roster, beats: list[Heartbeat], now_s: float) -> bool:
+        """Whether two beats of one number, both signed, tell of two states; looked at once an interval at most."""
+        client = beats[0].client
+        suspects = [] if client in self.lying else self._suspects(client, beats)
+        if not suspects or not self._may_look(client, "lies", roster, now_s):
+            return False
+        keys = roster.clients[client].keys.valid
+        return all(self._is_signed(keys, beat) for beat in suspects)
+
+    def _suspects(self, client: str, beats: list[Heartbeat]) -> list[Heartbeat]:
+        """Return beats that, if they are signed, show that one number was given to two: of them, or to the last believed."""
+        last, seen = self._last.get(client), dict[Place, Heartbeat]()
+        for beat in beats:
+            place = _place(beat)
+            if place == last and _told(beat) != self._told[client]:
+                return [beat]
+            first = seen.setdefault(place, beat)
+            if _told(first) != _told(beat):
+                return [first, beat]
+        return []
+
+    def _is_signed(self, keys: Mapping[bytes, bytes], beat: Heartbeat) -> bool:
+        public = keys.get(beat.key_id)
+        self.verified += 1
+        return public is not None and verify(public, HEARTBEAT_TAG, heartbeat_digest(beat), beat.signature)
+
+    def _may_look(self, client: str, what: str, roster: Roster, now_s: float) -> bool:
+        """Whether a signature may be checked once more for this: once an interval, however many forged beats come."""
+        if now_s - self._looked_s.get((client, what), -1e9) < roster.plan.heartbeat_ms / 1000:
+            return False
+        self._looked_s[client, what] = now_s
+        return True
 
     def _is_news(self, beats: list[Heartbeat], roster: Roster, now_s: float) -> bool:
-        """Whether beats, if believed, are a farewell or make a client one that has diverged, or no longer; once an interval.
+        """Whether beats, if believed, are a farewell or change what is known of a client's state.
 
-        Who floods with forged beats can make no more signatures be checked than that.
+        That it holds the right state again counts apart: its next update is refused until that is known.
         """
         beat = beats[-1]
-        is_farewell = any(one.activity == FAREWELL for one in beats)
-        if not is_farewell and self._differs(beat) == (beat.client in self.diverged):
-            return False
-        last_s, self._looked_s[beat.client] = self._looked_s.get(beat.client, -1e9), now_s
-        return now_s - last_s >= roster.plan.heartbeat_ms / 1000
+        if any(one.activity == FAREWELL for one in beats):
+            return self._may_look(beat.client, FAREWELL, roster, now_s)
+        news = self.astray.news(beat, self._known)
+        return bool(news) and self._may_look(beat.client, news, roster, now_s)
 
     def _fault(self, standing: Standing, beat: Heartbeat) -> str:
         place = _place(beat)
@@ -119,10 +164,11 @@ class Hearing:
             self.unfit.add(beat.client)
         else:
             self.unfit.discard(beat.client)
-        if self._differs(beat):
-            self.diverged[beat.client] = beat
-        else:
-            self.diverged.pop(beat.client, None)
+        self.strayed += self.astray.take(beat, self._known)
+
+
+def _told(beat: Heartbeat) -> tuple[int, bytes]:
+    return beat.round, beat.parameters_digest
 
 
 def _place(beat: Heartbeat) -> Place:

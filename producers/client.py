@@ -288,7 +288,7 @@ class Client:
             self._history.rounds.poll(POLL_S)
 
     def spoiled(self, task: Task) -> Receipt | None:
-        """Return the receipt of an answer that is not sent, since the state that it rests on is not the log's. Called by `Task`.
+        """Return the receipt of an answer that is not sent: the state that it rests on is not the log's. Called by `Task`.
 
         Its outcome is ``diverged``, and the round asks for the same again.
         """

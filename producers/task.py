@@ -38,10 +38,10 @@ class Receipt:
 
     @property
     def outcome(self) -> str | None:
-        """``accepted``, the class of the reason it was refused for, ``unheard``, ``diverged``, or None before there is a verdict.
+        """``accepted``, the class of the reason it was refused for, ``unheard``, ``diverged``, or None: no verdict yet.
 
         ``unheard``: it was refused without a receipt, since nobody could be held to it, or its client is kept out.
-        ``diverged``: it was not sent, since the state that it was trained from changed in memory meanwhile; the round asks again.
+        ``diverged``: it was not sent, since the state that it was trained from changed in memory; the round asks again.
         """
         return self._client.outcome(self.digest)
 

@@ -15,6 +15,7 @@ from refold.bus.ledger import LedgerReader, LedgerWriter
 from refold.bus.payloads import send_payload
 from refold.bus.security import KafkaSecurity
 from refold.bus.topics import Topics
+from refold.consumers.agreement import DIVERGENCE, DIVERGENCES, REFUSE
 from refold.consumers.detectors.choice import FALSE_ALARM_PPM, require_rate
 from refold.consumers.detectors.pattern import RATE
 from refold.consumers.limits import limit_settings
@@ -56,6 +57,7 @@ def create(
     aggregation: str = MEAN,
     bad_share: float = 0.2,
     false_alarm_rate: float = RATE,
+    divergence: str = REFUSE,
     partitions: int = 4,
     keys: str | Path | None = None,
     rules: Mapping[str, str] | None = None,
@@ -91,6 +93,9 @@ def create(
         Share of the updates that rules of selection and trimming allow for, 0 to below 0.5.
     false_alarm_rate
         Share of honest updates that detection may refuse where nobody attacks; see `refold.DetectionConfig`.
+    divergence
+        What follows when a client tells of another state of a round than the log's: ``refuse`` its updates of that round until
+        it tells of the right one, or only ``tell`` people.
     partitions
         Of the topics that are spread over clients.
     rules
@@ -123,7 +128,7 @@ def create(
         (plan or Plan()).policy(),
         optimizer or FedAvg(),
         snapshots if isinstance(snapshots, SnapshotPolicy) else SnapshotPolicy(10, 3),
-        _defence(defence, selection, aggregation, bad_share, false_alarm_rate),
+        _defence(defence, selection, aggregation, bad_share, false_alarm_rate, divergence),
         Identity(not insecure, limit_settings(limits or {})),
     )
     state = initial_state(initial, rules)
@@ -182,12 +187,15 @@ def _place(url: str, bus: Bus, keys: str | Path | None) -> Federation:
     return federation
 
 
-def _defence(mode: str, selection: str, aggregation: str, bad_share: float, false_alarm_rate: float) -> Defence:
+def _defence(
+    mode: str, selection: str, aggregation: str, bad_share: float, false_alarm_rate: float, divergence: str
+) -> Defence:
     """Return the record of it; settings that are as usual are left out."""
     for name, value, allowed in (
         ("defence", mode, DEFENCES),
         ("selection", selection, SELECTIONS),
         ("aggregation", aggregation, AGGREGATIONS),
+        ("divergence", divergence, DIVERGENCES),
     ):
         if value not in allowed:
             raise UsageError(f"{name} {value!r} is not one of {', '.join(filter(None, allowed))}")
@@ -203,6 +211,8 @@ def _defence(mode: str, selection: str, aggregation: str, bad_share: float, fals
         chosen["bad_ppm"] = round(bad_share * 1_000_000)
     if false_alarm_rate != RATE:
         chosen[FALSE_ALARM_PPM] = round(false_alarm_rate * 1_000_000)
+    if divergence != REFUSE:
+        chosen[DIVERGENCE] = divergence
     return Defence(mode, settings(chosen))
 
 

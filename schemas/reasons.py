@@ -41,6 +41,7 @@ REASONS = MappingProxyType(
         "layout": INTEGRITY,
         "decryption": INTEGRITY,
         "poison": INTEGRITY,
+        "diverged": INTEGRITY,
         # What it asks for.
         "schema": CONTENT,
         "codec": CONTENT,

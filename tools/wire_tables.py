@@ -54,6 +54,7 @@ MEANINGS = {
     "layout": "A chunk's header or table does not fit the model's blocks.",
     "decryption": "A sealed chunk does not open with its client's key in its place.",
     "poison": "Decoding it ended the reader's process again and again.",
+    "diverged": "By the client's newest heartbeat it holds another state of the base round than the log's.",
     "schema": "`schema_digest` is not that of the model, on the lattice of the base round.",
     "codec": "An unknown codec, or exponents that it has no place for.",
     "not-finite": "A value is NaN or infinite.",

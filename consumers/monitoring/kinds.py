@@ -123,7 +123,7 @@ ALSO = MappingProxyType(
 
 OF_OTHERS = frozenset({
     *("command", "detector", "deadline", "equivocation", "over-limit", "forgery"),
-    *("model", "rollback", "void", "saturated", "reputation", "diverged"),
+    *("model", "rollback", "void", "saturated", "reputation", "diverged", "lying"),
 })  # fmt: skip
 """Kinds that the other groups write."""
 

@@ -10,6 +10,7 @@ import click
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, say, say_json
 from refold.cli.parameters import read_parameters
+from refold.consumers.agreement import DIVERGENCES
 from refold.consumers.detectors.pattern import RATE
 from refold.consumers.healing import MODES
 from refold.consumers.selection import SELECTIONS
@@ -63,6 +64,9 @@ from refold.state.optimizers import OPTIMIZERS, from_settings
 @click.option(
     "--false-alarm-rate", type=float, default=RATE, show_default=True, help="Share of honest updates refused at most."
 )
+@click.option(
+    "--divergence", type=click.Choice(DIVERGENCES), default=DIVERGENCES[0], show_default=True, help="Of a client's held state."
+)
 @click.option("--insecure", is_flag=True, help="Do not ask who clients are: anyone takes part. Every start says so.")
 @click.option(
     "--limit", "limits", metavar="NAME=NUMBER", multiple=True, help="What one client may take up; see docs/IDENTITY.md."
@@ -84,6 +88,7 @@ def init(common: Common, source: str, **chosen: Any) -> None:
         aggregation=chosen["aggregation"],
         bad_share=chosen["bad_share"],
         false_alarm_rate=chosen["false_alarm_rate"],
+        divergence=chosen["divergence"],
         partitions=chosen["partitions"],
         insecure=chosen["insecure"],
         limits=_limits(chosen["limits"]),
