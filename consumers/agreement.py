@@ -22,7 +22,7 @@ from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.events import Genesis
 from refold.schemas.keys import SERVER_HEARTBEAT_TAG, key_id, verify
-from refold.schemas.state_tree import Place, StateTree, named
+from refold.schemas.state_tree import StateTree
 from refold.schemas.updates import ServerHeartbeat, server_heartbeat_digest
 
 SERVER_TYPE = b"refold.ServerHeartbeat"
@@ -46,7 +46,7 @@ class Agreement:
         found, self._hearing.strayed = self._hearing.strayed, []
         for beat in self._server_beats(records):
             found += self._servers.take(beat, lineage.parameters_digest, lineage.state_digest)
-        for tree, why in self._trees.take(records, roster, self._hearing.astray):
+        for tree, why in self._trees.take(records, roster, self._hearing.astray, lineage.schema_of):
             if why:
                 found.append(false_tree(tree.client, why))
             else:
@@ -71,8 +71,7 @@ class Agreement:
             if is_signed or not keys:
                 yield beat
 
-    def _named(self, tree: StateTree, places: Sequence[Place]) -> Strayed:
-        where = named(self._genesis.schema, places)
+    def _named(self, tree: StateTree, where: str) -> Strayed:
         what = f"{tree.client} differs from the log's round {tree.round} in {where}"
         return Strayed(tree.client, "warning", what, "where the same client loses the same place again, test its memory")
 

@@ -19,7 +19,7 @@ from refold.producers.history import History
 from refold.schemas.digests import DigestTree
 from refold.schemas.errors import RefoldError
 from refold.schemas.events import Genesis
-from refold.schemas.state_tree import Place, StateTree, differing
+from refold.schemas.state_tree import StateTree, differing, named
 
 log = logging.getLogger("refold.detection")
 
@@ -28,7 +28,7 @@ MOST_WAITING = 64
 REST = 9
 """After a rebuild nothing is rebuilt for nine times as long: a tenth of one core at most."""
 
-Found = tuple[StateTree, list[Place]]
+Found = tuple[StateTree, str]
 
 
 class Locator:
@@ -52,7 +52,7 @@ class Locator:
         self.rebuilds = 0
 
     def found(self) -> list[Found]:
-        """Return what was compared since the last call: trees, and where they differ."""
+        """Return what was compared since the last call: trees, and in words where they differ."""
         return [self._found.popleft() for _ in range(len(self._found))]
 
     def ask(self, tree: StateTree) -> None:
@@ -75,8 +75,9 @@ class Locator:
             while (tree := self._next()) is not None:
                 try:
                     history = history or History(self._bus, self._topics, genesis=self._genesis, slots=False)
-                    places = differing(tree, self._genesis.schema, self._log_tree(history, tree.round))
-                    self._found.append((tree, places))
+                    log_tree = self._log_tree(history, tree.round)
+                    schema = history.lineage.schema_of(tree.round)
+                    self._found.append((tree, named(schema, differing(tree, schema, log_tree))))
                 except RefoldError as error:
                     log.warning("where %s differs in round %d cannot be said: %s", tree.client, tree.round, error)
         finally:

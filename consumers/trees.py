@@ -7,7 +7,7 @@ state than the log's, or whose tree of that state was seen, is passed over by th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from refold.bus.contract import Record
@@ -16,6 +16,7 @@ from refold.consumers.roster import Roster
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.keys import STATE_TREE_TAG, verify
+from refold.schemas.model import ModelSchema
 from refold.schemas.state_tree import StateTree, root_of
 
 TREE_TYPE = b"refold.StateTree"
@@ -39,8 +40,16 @@ class TreeReader:
     _seen: dict[str, tuple[Told, int]] = field(default_factory=dict)
     """What each client told of, and how often a tree of it may still be looked at."""
 
-    def take(self, records: Iterable[Record], roster: Roster, astray: Astray) -> Iterator[tuple[StateTree, str]]:
-        """Yield trees that their clients signed, with why they cannot be true, or "" where they are sound."""
+    def take(
+        self, records: Iterable[Record], roster: Roster, astray: Astray, schema_of: Callable[[int], ModelSchema]
+    ) -> Iterator[tuple[StateTree, str]]:
+        """Yield trees that their clients signed, with why they cannot be true, or "" where they are sound.
+
+        Parameters
+        ----------
+        schema_of
+            Gives the model on the lattice of a round.
+        """
         for record in records:
             if record.header("ce_type") != TREE_TYPE:
                 continue
@@ -53,7 +62,7 @@ class TreeReader:
             tree = self._read(record, client, (beat.round, beat.parameters_digest))
             if tree is not None and self._is_signed(tree, roster):
                 self._seen[client] = (beat.round, beat.parameters_digest), 0
-                yield tree, _fault(tree, roster)
+                yield tree, _fault(tree, schema_of(tree.round))
 
     def _read(self, record: Record, client: str, told: Told) -> StateTree | None:
         """Return the tree of what a client told of, if that is what a record holds."""
@@ -85,8 +94,8 @@ class TreeReader:
         return False
 
 
-def _fault(tree: StateTree, roster: Roster) -> str:
-    root = root_of(tree, roster.genesis.schema)
+def _fault(tree: StateTree, schema: ModelSchema) -> str:
+    root = root_of(tree, schema)
     if root is None:
         return f"has {len(tree.digests)} digests of {tree.depth}, which is not the model's number"
     return "" if root == tree.parameters_digest else "is not of the digest that it told"

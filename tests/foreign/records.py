@@ -41,7 +41,7 @@ def encode(name: str, value: Value) -> bytes:
     """Return the bytes of a record."""
     shape = BY_NAME[name]
     version, items = shape["version"], _items(shape, value)
-    if _is_plain(name, items):
+    while _is_plain(name, version, items):
         version, items = version - 1, [items[0][:-1], *items[1:]] if name == "ClientUpdate" else items[:-1]
     data: bytes = msgpack.packb([shape["number"], version, *items])
     if len(data) > MAX_RECORD_BYTES:
@@ -49,9 +49,14 @@ def encode(name: str, value: Value) -> bytes:
     return data
 
 
-def _is_plain(name: str, items: list[Any]) -> bool:
-    """Whether the version before the newest says all of it: an update that is not sealed (section 12), a bare beat (15)."""
-    return (name in ("UpdateBody", "Heartbeat") and items[-1] is None) or (name == "ClientUpdate" and items[0][-1] is None)
+ADDING = {("UpdateBody", 2), ("Heartbeat", 3), ("Heartbeat", 4), ("ServerHeartbeat", 2)}
+"""Versions that add one field to the version before, which is still written where that field says nothing."""
+
+
+def _is_plain(name: str, version: int, items: list[Any]) -> bool:
+    """Whether the version before says all of it: an update that is not sealed (section 12), a bare beat (15)."""
+    last = items[0] if (name, version) == ("ClientUpdate", 2) else items if (name, version) in ADDING else [True]
+    return not last[-1]
 
 
 def decode(data: bytes) -> tuple[str, Value]:
@@ -71,7 +76,7 @@ def decode(data: bytes) -> tuple[str, Value]:
         raise RefusedError("unknown-type")
     if not 1 <= items[1] <= shape["version"]:
         raise RefusedError("unknown-version")
-    if items[1] == shape["version"] and len(items) > 2 and _is_plain(shape["name"], items[2:]):
+    if len(items) > 2 and _is_plain(shape["name"], items[1], items[2:]):
         raise RefusedError("not-canonical")
     return shape["name"], _fields(shape, _raised(items[0], items[1], items[2:]))
 
@@ -138,6 +143,7 @@ RAISES: dict[tuple[int, int], Raise] = {
     (21, 1): _with_plain_body,
     (22, 1): _unsigned,
     (22, 2): _with_nothing,
+    (22, 3): _with_nothing,
     (40, 1): _with_density(5, 6),
     (40, 2): _with_identity,
     (40, 3): _choosing(policies=(5,), plans=(6,)),
@@ -155,6 +161,7 @@ RAISES: dict[tuple[int, int], Raise] = {
     (73, 1): _without_kind,
     (141, 1): _choosing(plans=(5,)),
     (141, 2): lambda items: [*items[:-1], [], items[-1]],
+    (160, 1): lambda items: [*items, []],
 }
 """How the fields of a version become those of the next."""
 

@@ -36,6 +36,11 @@ def known(round_: int) -> bytes | None:
     return GOOD if round_ < 100 else None
 
 
+def schema_of(round_: int) -> ModelSchema:
+    assert round_ == 5
+    return SCHEMA
+
+
 def told(round_: int, digest: bytes, number: int = 0, training: TrainingHeld | None = None) -> Heartbeat:
     return beat(number, round=round_, parameters_digest=digest, training=training)
 
@@ -193,31 +198,28 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_signed_tree_that_cannot_be_true_is_told_of(case: str) -> None:
     wrong, to = tree((3,)), roster()
-    to.genesis = replace(to.genesis, schema=SCHEMA)
     change, why = HOSTILE[case]
     made = state_tree(wrong)
     bad = state_tree(wrong, **change(made))
-    ((_, fault),) = TreeReader().take([record(bad)], to, astray_of(wrong.parameters_digest))
+    ((_, fault),) = TreeReader().take([record(bad)], to, astray_of(wrong.parameters_digest), schema_of)
     assert why in fault
 
 
 def test_trees_are_believed_once_and_only_of_what_their_client_told() -> None:
     wrong, to, reader = tree((3,)), roster(), TreeReader()
-    to.genesis = replace(to.genesis, schema=SCHEMA)
     made, astray = state_tree(wrong), astray_of(wrong.parameters_digest)
     unasked = [record(made, b"bob"), record(state_tree(wrong, round=4)), record(state_tree(wrong, OTHER))]
-    assert list(reader.take(unasked, to, astray)) == []
+    assert list(reader.take(unasked, to, astray, schema_of)) == []
     assert reader.ignored == {"unasked": 2, "forged": 1}
-    assert list(reader.take([record(made)] * 3, to, astray)) == [(made, "")]
+    assert list(reader.take([record(made)] * 3, to, astray, schema_of)) == [(made, "")]
     assert reader.ignored["flood"] == 2
-    assert list(reader.take([record(made)], to, Astray())) == []
+    assert list(reader.take([record(made)], to, Astray(), schema_of)) == []
 
 
 def test_a_flood_of_forged_trees_costs_few_looks() -> None:
     wrong, to, reader = tree((3,)), roster(), TreeReader()
-    to.genesis = replace(to.genesis, schema=SCHEMA)
     forged = [record(state_tree(wrong, OTHER))] * 100
-    assert list(reader.take(forged, to, astray_of(wrong.parameters_digest))) == []
+    assert list(reader.take(forged, to, astray_of(wrong.parameters_digest), schema_of)) == []
     assert reader.ignored == {"forged": MOST_LOOKED_AT, "flood": 100 - MOST_LOOKED_AT}
 
 

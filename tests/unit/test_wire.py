@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "vectors"
 NEVER_WRITTEN = {
     "refold 2026 record content",  # bus/comparing.py compares two copies by it, in memory
+    "refold 2026 packed tree",  # producers/trees.py: a client compares it with its own alone
     "refold 2026 client noise",  # producers/noise.py draws from it
 }
 STALE = "run tools/wire_tables.py and tools/wire_vectors.py, and see whether the change of the wire format was meant"
