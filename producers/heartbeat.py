@@ -132,7 +132,8 @@ class Beating(ABC):
                 self.failure = error
                 return
             planned_s = self._clock.monotonic_s() + self._interval_s
-            self._wake.wait(self._interval_s)
+            if not self._stop.is_set():  # A close that came before the event was cleared must not wait for the interval.
+                self._wake.wait(self._interval_s)
         # Without a producer the bus did not take the last beat: a close does not wait for it to come back.
         if producer:
             self._take_leave(producer)

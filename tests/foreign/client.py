@@ -173,6 +173,7 @@ class ForeignClient:
             "client_time_ms": now_ms(),
             "key_id": self.key_id,
             "condition": None,
+            "training": None,
         }
         topic = f"{self._federation}.health"
         self._put(topic, signed_beat(value, self._key), cloud_event("Heartbeat", str(self._beats), topic, self.name))
