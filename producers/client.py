@@ -437,16 +437,22 @@ class Client:
     def _open_session(self) -> None:
         """Begin a session that is higher than this client's last one, as far as it is known."""
         self._history.rounds.read_to_end()
-        self._session = (self._history.lineage.next_index, _nonce(self._history.lineage.next_index, self._session))
+        self._session = (
+            self._history.lineage.next_index,
+            _nonce(self._history.lineage.next_index, self._session, self._clock.wall_ms()),
+        )
         self._sequence = 0
         self._answers.is_refused = False
         if self._heartbeat:
             self._heartbeat.vitals.session = self._session
 
 
-def _nonce(index: int, last: tuple[int, bytes]) -> bytes:
-    """Return a session's random number: above the last one's where the index alone would not put it behind that."""
-    if index > last[0]:
-        return os.urandom(8)
-    following = int.from_bytes(last[1], "big") + 1 + int.from_bytes(os.urandom(4), "big")
-    return min(following, 2**64 - 1).to_bytes(8, "big")
+def _nonce(index: int, last: tuple[int, bytes], now_ms: int) -> bytes:
+    """Return what tells a session from others at its index: the clock and a random number, and above the last one's there.
+
+    The clock lets a later life of the client, which knows nothing of this session, come out higher while `rounds` stands still.
+    """
+    drawn = (now_ms % 2**48 << 16) + int.from_bytes(os.urandom(2), "big")
+    if index <= last[0]:
+        drawn = max(drawn, int.from_bytes(last[1], "big") + 1 + int.from_bytes(os.urandom(4), "big"))
+    return min(drawn, 2**64 - 1).to_bytes(8, "big")

@@ -828,8 +828,8 @@ def test_a_new_session_sorts_above_the_last_one_that_is_known() -> None:
     from refold.producers.client import _nonce
 
     for last in ((7, bytes(8)), (7, b"\x7f" * 8), (7, b"\xff" * 7 + b"\xfe")):
-        assert (7, _nonce(7, last)) > last
-        assert len(_nonce(8, last)) == len(_nonce(7, last)) == 8
+        assert (7, _nonce(7, last, 0)) > last
+        assert len(_nonce(8, last, 0)) == len(_nonce(7, last, 0)) == 8
 
 
 def test_a_session_is_superseded_by_a_later_one_and_its_updates_are_refused(world: World) -> None:
