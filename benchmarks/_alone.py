@@ -1,4 +1,4 @@
-"""Each learned detector alone, beside its textbook form on raw parameters and the plain maximum z over the same traits."""
+"""Each learned detector alone, beside its textbook form on raw parameters and the plain maximum z over the same columns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from _peers import Judge, Judged, Round, TextbookForest
 from refold.consumers.detectors import Cohort, Ensemble, Opinion, Recent, Tree
 from refold.consumers.detectors.choice import chosen
 from refold.consumers.detectors.contract import Detector, robust_z
-from refold.consumers.detectors.traits import table
+from refold.consumers.detectors.seen import FAR, LEAST_SPREAD, columns_of
 from refold.detection import _Extractor
 
-FIRST = 6
+FIRST = 8
 """From this round on what learns has something to score by. All judges are compared from here on."""
 
 
@@ -50,17 +50,20 @@ class Alone:
         return Cohort(given.round, names, features, recent=self._recent.view(given.round))
 
 
-class TraitZ(Alone):
-    """The largest robust z of any trait within the cohort: no learning, the same features."""
+class PlainZ(Alone):
+    """The largest robust z, within the cohort, of anything that the detectors that learn see: no learning, the same columns."""
 
     def __init__(self) -> None:
         super().__init__(chosen(["norm"])[0])
 
     def judge(self, given: Round) -> Judged:
         """Return who lies further out than anyone should, and how far."""
-        rows = table(self.cohort(given))
-        worst = np.abs(np.column_stack([robust_z(column, least_scale=0.05) for column in rows.T])).max(axis=1)
-        return worst > 6.0, worst
+        cohort = self.cohort(given)
+        columns = columns_of(cohort)
+        for client, found in zip(cohort.clients, cohort.features, strict=True):
+            self._recent.take(given.round, client, found, accepted=True)
+        worst = np.abs(np.column_stack([robust_z(column, least_scale=LEAST_SPREAD) for column in columns.T])).max(axis=1)
+        return worst > FAR, worst
 
 
 class TextbookOneClass:
@@ -147,7 +150,7 @@ def _plain(kind: type[Any]) -> Callable[[str], Judge]:
 
 
 ALONE: dict[str, Callable[[str], Judge]] = {
-    "plain trait z": _plain(TraitZ),
+    "plain z": _plain(PlainZ),
     "forest": _own("forest"),
     "forest, raw": _plain(TextbookForest),
     "one-class": _own("one-class"),

@@ -1,13 +1,12 @@
-"""Each learned detector alone: how well its scores rank, beside its textbook form and beside the plain z over the same traits.
+"""Each learned detector alone: how well its scores rank, beside its textbook form and beside the plain z over the same columns.
 
-The rounds are those of `detection.py` (the model moves by honest updates alone): 20 clients for 14 rounds, 30 % of them bad,
-dealt evenly and by Dirichlet 0.5 and 0.1. A detector sees what itself accepted before; its scores count from round 6 on, as all
-judges' do.
-``tree, this attack left out`` is fitted without the injected fault that is most like the attack it is then asked about.
+A fairly drawn sample of the grid of `detection.py` (the model moves by honest updates alone): on each kind of data every attack
+is met once, in a way of dealing and a crowd that are drawn so that all six meet nearly as many attacks; 30 % are bad from the
+first round on. With nobody bad all six are run. A detector sees what itself accepted before; its scores count from round 8 on,
+as all judges' do. ``tree, this attack left out`` is fitted without the injected fault that is most like the attack it is then
+asked about.
 
-Seeds from 3001 on took no part in any choice of these detectors, on either kind of data; seed 1 of both did.
-
-    python benchmarks/alone.py [--kinds digits-mlp,cancer-mlp] [--judges forest,tree] [--first-seed N] [--quick] [--json]
+    python benchmarks/alone.py [--kinds digits-mlp,cancer-mlp,digits-cnn] [--judges forest;tree] [--first-seed N] [--quick] [--json]
 """
 
 from __future__ import annotations
@@ -18,82 +17,129 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _alone import ALONE, DEEP, FIRST
-from detection import ALPHAS, auc, rounds_of
+from _alone import ALONE, DEEP, FIRST, INJECTED_LIKE
+from _attacks import ATTACKS
+from detection import ALPHAS, CROWDS, auc, rounds_of
 
 from _federation import Setting, course_of  # isort: skip
 
-ATTACKS = ("sign-flip", "label-flip", "added-noise", "alie-jittered", "ipm-jittered", "backdoor", "copied", "scale-x10")
+ROUNDS, BAD = 12, 0.3
+KINDS = ("digits-mlp", "cancer-mlp", "digits-cnn")
+LEFT_OUT = "tree, this attack left out"
+
+
+def sample(options: argparse.Namespace, kind: str) -> Iterator[tuple[Setting, str]]:
+    """Yield what is run on a kind of data: settings, each with an attack or "" for none."""
+    data, model = kind.rsplit("-", 1)
+    attacks = options.attacks.split(",") if options.attacks else list(ATTACKS)
+    places = [(alpha, crowd) for alpha in ALPHAS for crowd in CROWDS]
+    if options.third:
+        attacks, places = attacks[KINDS.index(kind) :: len(KINDS)], [place for place in places if place[1] == CROWDS[0]]
+    if options.quick:
+        attacks, places = attacks[:2], places[:1]
+    rng = np.random.default_rng([options.first_seed, *kind.encode()])
+    order, first = rng.permutation(len(attacks)), rng.permutation(len(places))
+    for at, attack in enumerate(["" for _ in places] + [attacks[index] for index in order]):
+        alpha, (clients, share) = places[first[at % len(places)]]
+        yield Setting(data, model, clients, share, alpha, BAD, options.first_seed, 8 if options.quick else ROUNDS), attack
 
 
 def measure(options: argparse.Namespace, judges: list[str]) -> list[dict[str, Any]]:
-    """Return one row a judge and kind of data: AUC in the mean and by attack, recall where 1 % of the honest score higher."""
-    made = ALONE | DEEP
-    found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
-    refused: dict[tuple[str, str], list[float]] = defaultdict(list)
+    """Return one row a judge, kind of data and attack."""
+    rows = []
     for kind in options.kinds.split(","):
-        data, model = kind.split("-")
-        for alpha in [float(options.dealt) or None] if options.dealt else ALPHAS[:1] if options.quick else ALPHAS:
-            setting = Setting(data, model, alpha=alpha, bad=0.3, seed=options.first_seed, rounds=8 if options.quick else 14)
-            course = course_of(setting, options.cache)
-            for attack in ("", *ATTACKS[:2]) if options.quick else ("", *options.attacks.split(",")):
-                for name in judges:
-                    judge, good, bad, false = made[name](attack), [], [], []
-                    for given in rounds_of(course, attack):
-                        verdicts, scores = judge.judge(given)
-                        if given.round >= FIRST:
-                            is_bad = course.bad[given.clients]
-                            bad += scores[is_bad].tolist()
-                            good += scores[~is_bad].tolist()
-                            false += verdicts.tolist()
-                    if attack:
-                        above = float((np.array(bad) > np.quantile(good, 0.99)).mean())
-                        found[name, kind][attack].append((auc(np.array(bad), np.array(good)), above))
-                    else:
-                        refused[name, kind].append(float(np.mean(false)))
-    return [_row(name, kind, found[name, kind], refused[name, kind]) for name in judges for kind in options.kinds.split(",")]
+        for setting, attack in sample(options, kind):
+            # Without a fault like the attack nothing is left out, and it is the tree itself.
+            asked = [name for name in judges if name != LEFT_OUT or attack in INJECTED_LIKE]
+            for name, found in judged(setting, attack, asked, options.cache).items():
+                rows.append({"judge": name, "kind": kind, "cell": setting.name, "attack": attack or "none"} | found)
+    return rows
 
 
-def _row(name: str, kind: str, by_attack: dict[str, list[tuple[float, float]]], refused: list[float]) -> dict[str, Any]:
-    means = {attack: [float(value) for value in np.mean(pairs, axis=0)] for attack, pairs in by_attack.items()}
-    whole = np.mean(list(means.values()), axis=0)
-    return {
-        "judge": name,
-        "kind": kind,
-        "auc": float(whole[0]),
-        "recall_at_1": float(whole[1]),
-        "refused_with_no_attack": float(np.mean(refused)),
-        "by_attack": {attack: pair[0] for attack, pair in means.items()},
-    }
+def judged(setting: Setting, attack: str, judges: list[str], cache: Path) -> dict[str, dict[str, float]]:
+    """Return what each judge makes of one federation: how its scores rank, and whom it refuses."""
+    made = {name: (ALONE | DEEP)[name](attack) for name in judges}
+    scores, refused, bad = defaultdict(list), defaultdict(list), []
+    course = course_of(setting, cache)
+    for given in rounds_of(course, attack):
+        verdicts = {name: judge.judge(given) for name, judge in made.items()}
+        if given.round < FIRST:
+            continue
+        bad += course.bad[given.clients].tolist() if attack else [False] * len(given.clients)
+        for name, (rejected, values) in verdicts.items():
+            scores[name] += values.tolist()
+            refused[name] += rejected.tolist()
+    is_bad = np.array(bad)
+    return {name: _figures(np.array(scores[name]), np.array(refused[name]), is_bad) for name in judges}
+
+
+def _figures(scores: Any, refused: Any, bad: Any) -> dict[str, float]:
+    found = {"refused_honest": float(refused[~bad].mean())}
+    if bad.any():
+        found |= {"auc": auc(scores[bad], scores[~bad]), "recall": float(refused[bad].mean())}
+        found["recall_at_1"] = float((scores[bad] > np.quantile(scores[~bad], 0.99)).mean())
+    return found
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row a judge: means over attacks by kind of data, over all kinds by attack, and what it refuses with none."""
+    found = []
+    for judge in dict.fromkeys(row["judge"] for row in rows):
+        mine = [row for row in rows if row["judge"] == judge]
+        found.append(
+            {
+                "judge": judge,
+                "auc": _mean(mine, "auc"),
+                "recall_at_1": _mean(mine, "recall_at_1"),
+                "refused_with_no_attack": _mean([row for row in mine if row["attack"] == "none"], "refused_honest"),
+                "by_kind": {kind: _mean([r for r in mine if r["kind"] == kind], "auc") for kind in _each(mine, "kind")},
+                "by_attack": {name: _mean([r for r in mine if r["attack"] == name], "auc") for name in _each(mine, "attack")},
+            }
+        )
+    return found
+
+
+def _each(rows: list[dict[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows if row["attack"] != "none"))
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    values = [row[key] for row in rows if key in row]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", default="digits-mlp,cancer-mlp")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument(
+        "--third", action="store_true", help="each attack on one of these kinds alone, 20 clients: for slow judges"
+    )
     parser.add_argument("--judges", default="", help=f"of {'; '.join([*ALONE, *DEEP])}; separated by ;")
-    parser.add_argument("--attacks", default=",".join(ATTACKS))
-    parser.add_argument("--dealt", default="", help="one way of dealing alone: 0.5, 0.1, or 0 for evenly")
+    parser.add_argument("--attacks", default="", help=f"of {', '.join(ATTACKS)}")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one setting and two attacks")
     parser.add_argument("--cache", type=Path, default=Path("build/courses"))
+    parser.add_argument("--read", type=Path, nargs="+", help="show together what runs with --json printed, and run nothing")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    deep = list(DEEP) if importlib.util.find_spec("torch") else []
-    judges = options.judges.split(";") if options.judges else [*ALONE, *deep]
     started_s = time.monotonic()
-    rows = measure(options, judges)
+    if options.read:
+        rows = [row for path in options.read for row in json.loads(path.read_text())["rows"]]
+    else:
+        deep = list(DEEP) if importlib.util.find_spec("torch") else []
+        rows = measure(options, options.judges.split(";") if options.judges else [*ALONE, *deep])
     if options.json:
         print(json.dumps({"first_seed": options.first_seed, "seconds": time.monotonic() - started_s, "rows": rows}))
         return 0
-    print(f"{'judge':<28}{'kind':<12}{'auc':>7}{'r@1%':>7}{'refused':>9}  by attack")
-    for row in rows:
-        attacks = " ".join(f"{attack} {value:.2f}" for attack, value in row["by_attack"].items())
-        figures = f"{row['auc']:>7.3f}{row['recall_at_1']:>7.3f}{row['refused_with_no_attack']:>9.2%}"
-        print(f"{row['judge']:<28}{row['kind']:<12}{figures}  {attacks}")
+    print(f"{'judge':<28}{'auc':>7}{'r@1%':>7}{'refused':>9}  by kind, by attack")
+    for row in summary(rows):
+        cells = " ".join(f"{name} {value:.2f}" for name, value in (row["by_kind"] | row["by_attack"]).items())
+        print(f"{row['judge']:<28}{row['auc']:>7.3f}{row['recall_at_1']:>7.3f}{row['refused_with_no_attack']:>9.2%}  {cells}")
     return 0
 
 

@@ -32,6 +32,7 @@ from _closed import final_of
 from _federation import Course, Setting, course_of
 from _own import OWN
 from _peers import PEERS, Judge, Round
+from _stopping import Client, Stops, text_of
 
 ALPHAS = (None, 0.5, 0.1)
 CROWDS = ((20, 1.0), (50, 0.3))
@@ -94,7 +95,7 @@ class Results:
     scores: list[float] = field(default_factory=list)
     bad: list[bool] = field(default_factory=list)
     refused: list[bool] = field(default_factory=list)
-    rounds_to_find: list[int] = field(default_factory=list)
+    stops: Stops = field(default_factory=Stops)
     rounds_held: list[int] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
@@ -105,10 +106,8 @@ class Results:
         if bad.any():
             found |= {"sent": int(bad.sum()), "recall": float(refused[bad].mean()), "auc": auc(scores[bad], scores[~bad])}
             found["recall_at_1"] = float((scores[bad] > np.quantile(scores[~bad], 0.99)).mean())
-            found["rounds_median"] = float(np.median(self.rounds_to_find))
-            found["rounds_p95"] = float(np.quantile(self.rounds_to_find, 0.95, method="higher"))
         found["longest_held"] = max(self.rounds_held, default=0)
-        return found
+        return found | self.stops.row()
 
 
 def wilson(count: int, of: int) -> tuple[float, float]:
@@ -151,8 +150,8 @@ def rounds_of(course: Course, attack: str, *, masked: bool = False) -> Iterator[
 
 def run(course: Course, attack: str, judge: Judge, results: Results, *, masked: bool = False) -> None:
     """Judge one federation from its first round to its last."""
-    found: dict[int, int] = {}
-    last, held = {}, defaultdict(int)
+    clients: dict[int, Client] = {}
+    held: dict[int, int] = defaultdict(int)
     for given in rounds_of(course, attack, masked=masked):
         refused, scores = judge.judge(given)
         if attack == "stale" and given.round < FIRST_STALE:
@@ -162,15 +161,11 @@ def run(course: Course, attack: str, judge: Judge, results: Results, *, masked: 
         results.bad += bad.tolist()
         results.refused += refused.tolist()
         for client, is_bad, is_refused in zip(given.clients.tolist(), bad, refused, strict=True):
-            last[client] = last.get(client, 0) + 1
-            if is_bad and is_refused:
-                found.setdefault(client, last[client])
+            clients.setdefault(client, Client(bool(is_bad))).judged(refused=bool(is_refused))
             if not is_bad:
                 held[client] = held[client] + 1 if is_refused else 0
                 results.rounds_held.append(held[client])
-    if attack:
-        never = course.setting.rounds + 1
-        results.rounds_to_find += [found.get(c, never) for c in np.flatnonzero(course.bad).tolist() if c in last]
+    results.stops.take(clients.values())
 
 
 def measure(work: Grid, judges: Iterable[str], cache: Path, *, masked: bool = False) -> dict[tuple[str, str, str], Results]:
@@ -186,31 +181,45 @@ def measure(work: Grid, judges: Iterable[str], cache: Path, *, masked: bool = Fa
 
 
 def summary(results: dict[tuple[str, str, str], Results], judges: Iterable[str]) -> list[dict[str, Any]]:
-    """Return one row a judge, cell and attack, the whole of each judge besides."""
+    """Return one row a judge, cell and attack; besides, over all cells, each attack of each judge, and the whole of it."""
     rows = [{"judge": j, "cell": c, "attack": a or "none"} | found.row() for (j, c, a), found in results.items()]
-    for judge in judges:
-        mine = [row for row in rows if row["judge"] == judge and row["attack"] != "none"]
-        keys = ("recall", "false", "auc", "recall_at_1")
-        if mine:
-            rows.append(
-                {"judge": judge, "cell": "all", "attack": "all"} | {k: float(np.mean([r[k] for r in mine])) for k in keys}
-            )
-    return rows
+    attacks = list(dict.fromkeys(attack for _, _, attack in results if attack))
+    wholes = [_whole(judge, attack, results, rows) for judge in judges for attack in (*attacks, "all") if attacks]
+    return rows + wholes
+
+
+def _whole(judge: str, attack: str, results: dict[tuple[str, str, str], Results], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return means over cells, and rounds over all clients of all cells."""
+    stops = Stops()
+    for (name, _, sent), found in results.items():
+        if name == judge and sent and attack in (sent, "all"):
+            stops.add(found.stops)
+    mine = [row for row in rows if row["judge"] == judge and row["attack"] != "none" and attack in (row["attack"], "all")]
+    means = {key: float(np.mean([row[key] for row in mine])) for key in ("recall", "false", "auc", "recall_at_1")}
+    return {"judge": judge, "cell": "all", "attack": attack, "cells": len(mine)} | means | stops.row()
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows as a table."""
     print(f"{'judge':<14}{'cell':<30}{'attack':<20}{'recall':>8}{'false':>8}{'  95 %':<15}", end="")
-    print(f"{'auc':>7}{'r@1%':>7}{'rounds':>9}{'held':>5}")
+    print(f"{'auc':>7}{'r@1%':>7}{'rounds':>12}{'never':>7}{'called':>12}{'never':>7}{'held':>5}")
     for row in rows:
         interval = f"  {row['false_low']:.2%}–{row['false_high']:.2%}" if "false_low" in row else ""
         values = [f"{row[k]:>{w}.3f}" if k in row else " " * w for k, w in (("auc", 7), ("recall_at_1", 7))]
         recall = f"{row['recall']:>8.3f}" if "recall" in row else " " * 8
-        rounds = f"{row['rounds_median']:>5.0f}/{row['rounds_p95']:.0f}" if "rounds_median" in row else ""
+        stops = "".join(_stops(row, name) for name in ("rounds", "called"))
         print(
             f"{row['judge']:<14}{row['cell']:<30}{row['attack']:<20}{recall}{row['false']:>8.2%}{interval:<15}"
-            f"{values[0]}{values[1]}{rounds:>9}{row.get('longest_held', ''):>5}"
+            f"{values[0]}{values[1]}{stops}{row.get('longest_held', ''):>5}"
         )
+
+
+def _stops(row: dict[str, Any], name: str) -> str:
+    """Return median and 95 % of rounds until a client is stopped, and the share that never is."""
+    if f"{name}_median" not in row:
+        return " " * 19
+    rounds = f"{text_of(row[f'{name}_median'])}/{text_of(row[f'{name}_p95'])}"
+    return f"{rounds:>12}{row[f'{name}_never']:>7.1%}"
 
 
 def closed(options: argparse.Namespace, judges: list[str]) -> list[dict[str, Any]]:

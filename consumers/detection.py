@@ -303,7 +303,15 @@ class _Active:
         before = dict(self._ensemble.faults)
         metrics = tuple(dict(item.body.metrics) if item.body else {} for item in candidates)
         round_, past = self.roster.plan.round, self.roster.said.of(clients)
-        cohort = Cohort(round_, clients, features, past, metrics=metrics, recent=self.roster.recent.view(round_))
+        cohort = Cohort(
+            round_,
+            clients,
+            features,
+            past,
+            metrics=metrics,
+            recent=self.roster.recent.view(round_),
+            tensors=tuple(tensor.name for tensor in self.roster.genesis.schema.tensors),
+        )
         opinions = self._ensemble.judge(cohort)
         for name in [name for name, count in self._ensemble.faults.items() if count > before.get(name, 0)]:
             self._alerts.raise_(

@@ -174,6 +174,7 @@ class Detection:
             metrics=tuple(cohort.metrics[index] for index in candidates) if cohort.metrics is not None else (),
             recent=self._recent.view(cohort.round),
             root=root if isinstance(root, Features) else None,
+            tensors=tuple(tensor.name for tensor in self._extractor.schema.tensors) if self._extractor else (),
         )
 
 

@@ -37,8 +37,8 @@ class Autoencoder(Learned):
         torch is not installed.
     """
 
-    name, version, reason = "autoencoder", 1, "outlier"
-    threshold = 2.0
+    name, version, reason = "autoencoder", 2, "outlier"
+    threshold = 0.85
 
     def __init__(self, threshold: float | None = None) -> None:
         require_torch(self.name)

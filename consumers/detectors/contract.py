@@ -35,6 +35,8 @@ class Cohort:
         The last rounds' features, for detectors that learn or foretell.
     root
         Features of the server's own update of the round, where it has data.
+    tensors
+        The tensors' names, in the order of the facts, for what is said to people; empty where nobody knows them.
     """
 
     round: int
@@ -44,6 +46,7 @@ class Cohort:
     metrics: tuple[Mapping[str, float], ...] = ()
     recent: Past | None = None
     root: Features | None = None
+    tensors: tuple[str, ...] = ()
     _kept: dict[str, npt.NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,10 @@ class Cohort:
     def __len__(self) -> int:
         """Return the number of updates."""
         return len(self.clients)
+
+    def tensor(self, index: int) -> str:
+        """Return what to call a tensor."""
+        return f"tensor {self.tensors[index] if self.tensors else index}"
 
     def past(self, client: str, detector: str) -> tuple[float, ...]:
         """Return what a detector said of a client before, oldest first."""

@@ -16,8 +16,8 @@ from refold.consumers.detectors.learned import Learned
 class Forest(Learned):
     """How early random cuts isolate an update's traits."""
 
-    name, version, reason = "forest", 2, "outlier"
-    threshold = 1.8
+    name, version, reason = "forest", 3, "outlier"
+    threshold = 1.0
 
     def _fit(self, rows: Floats) -> Any:
         from sklearn.ensemble import IsolationForest

@@ -59,8 +59,8 @@ class Gan(Learned):
         torch is not installed.
     """
 
-    name, version, reason = "gan", 1, "outlier"
-    threshold = 3.5
+    name, version, reason = "gan", 2, "outlier"
+    threshold = 2.2
 
     def __init__(self, threshold: float | None = None) -> None:
         require_torch(self.name)

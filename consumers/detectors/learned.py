@@ -1,8 +1,8 @@
 """Detectors that learn from the last rounds' accepted updates: fitted between rounds, only scoring while a round is judged.
 
-They see traits, never parameters, each client's as the mean of its last ones, a newer one counting for more: what a client is
-shows better in four updates than in one. They are fitted on the inner half of what was accepted, since who was bad from the
-start lies in there too and would be learned as usual. What they say is set against what they say of all
+They see what is in `refold.consumers.detectors.seen`, never parameters: an update's traits, their means over its client's last
+updates, and these laid over each other, each in deviations of its own round, so that all rounds are of one kind. They are fitted
+on the inner half of what was accepted, since who was bad from the start lies in there too and would be learned as usual. What they say is set against what they say of all
 that was accepted, so that one threshold serves all: how many interquartile ranges above the upper quartile a score lies.
 """
 
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats, Scores
-from refold.consumers.detectors.recent import LATELY, Past, lately
-from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, table
+from refold.consumers.detectors.recent import LEARNED, Past
+from refold.consumers.detectors.seen import NAMES, among_all, columns_of, past_columns
+from refold.consumers.detectors.traits import LEAST_COHORT
 
 LEAST_ROWS = 80
 """Fewer accepted updates are nothing to learn from."""
@@ -25,6 +26,7 @@ OUTERMOST = 8
 """How far out a row lies is the mean of so many of its largest deviations."""
 
 MOST = 50.0
+# The subclasses' thresholds are what three in a thousand honest updates of drawn federations exceed (the trees': one in a hundred).
 
 
 class Learned(ABC):
@@ -54,7 +56,7 @@ class Learned(ABC):
                 self._key = key
 
     def _learn(self, recent: Past) -> None:
-        rows = recent.accepted_rows()
+        rows = accepted_rows(recent)
         if len(rows) < LEAST_ROWS:
             return
         self._middle = np.median(rows, axis=0)
@@ -83,9 +85,8 @@ class Learned(ABC):
         return np.asarray(np.clip((rows - self._middle) / self._spread, -20, 20))
 
     def _rows(self, cohort: Cohort) -> Floats:
-        """Return each client's traits of now and of its last updates as one row."""
-        past = [cohort.recent.rows_of(client, LATELY - 1) if cohort.recent else [] for client in cohort.clients]
-        return np.array([lately([now, *rows]) for now, rows in zip(table(cohort), past, strict=True)])
+        """Return what is seen of each update."""
+        return among_all(columns_of(cohort))
 
     def _values(self, cohort: Cohort, rows: Floats) -> Floats:
         return self._score(self._scaled(rows))
@@ -97,3 +98,9 @@ class Learned(ABC):
     @abstractmethod
     def _score(self, rows: Floats) -> Floats:
         """Return how unusual each scaled row is."""
+
+
+def accepted_rows(recent: Past) -> Floats:
+    """Return what was seen of the updates accepted lately: (updates, `NAMES`), newest round first."""
+    rows = [among_all(columns)[accepted] for columns, accepted in past_columns(recent, LEARNED)]
+    return np.concatenate(rows) if rows else np.zeros((0, len(NAMES)))

@@ -19,7 +19,7 @@ NEIGHBOURS = 10
 class Neighbours(Learned):
     """Mean distance to the ten accepted updates with the most similar traits."""
 
-    name, version, reason = "neighbours", 2, "outlier"
+    name, version, reason = "neighbours", 3, "outlier"
     threshold = 5.0
 
     def _fit(self, rows: Floats) -> Any:
@@ -36,8 +36,8 @@ class Neighbours(Learned):
 class LocalOutlier(Learned):
     """How much thinner the company of an update's traits is than that of its neighbours."""
 
-    name, version, reason = "local-outlier", 2, "outlier"
-    threshold = 8.0
+    name, version, reason = "local-outlier", 3, "outlier"
+    threshold = 11.0
 
     def _fit(self, rows: Floats) -> Any:
         from sklearn.neighbors import LocalOutlierFactor

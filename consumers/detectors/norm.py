@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refold.consumers.detectors.contract import TINY, Cohort, Floats, Habit, Scores, robust_z
+from refold.consumers.detectors.contract import TINY, Cohort, Floats, Habit, Scores, median, robust_z
 from refold.consumers.features import SQUARES
 
 MOST = 12.0
@@ -62,11 +62,17 @@ class TensorNorm:
     def score(self, cohort: Cohort) -> Scores:
         """Return the largest robust z over tensors."""
         norms = np.sqrt(cohort.facts[:, :, SQUARES])
+        # Those that most do not change, integers among them, have no usual length.
+        changed = np.flatnonzero(median(norms) > 0)
+        if not len(changed):
+            silent = np.zeros(len(cohort))
+            return Scores(silent, silent + self._threshold, ("no tensor that most change",) * len(cohort))
         table: Floats = np.column_stack(
-            [robust_z(np.log(column + TINY), least_scale=self._least_scale) for column in norms.T if np.median(column) > 0]
-            or [np.zeros(len(cohort))]
+            [robust_z(np.log(norms[:, index] + TINY), least_scale=self._least_scale) for index in changed]
         )
         worst = table.argmax(axis=1)
-        evidence = tuple(f"tensor {index}: robust z {row[index]:.1f}" for index, row in zip(worst, table, strict=True))
+        evidence = tuple(
+            f"{cohort.tensor(int(changed[at]))}: robust z {row[at]:.1f}" for at, row in zip(worst, table, strict=True)
+        )
         values = np.clip(table.max(axis=1), -MOST, MOST)
         return Scores(values, np.full(len(cohort), self._threshold), evidence)

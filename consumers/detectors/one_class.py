@@ -16,8 +16,8 @@ from refold.consumers.detectors.learned import Learned
 class OneClass(Learned):
     """How far outside the boundary an update's traits lie."""
 
-    name, version, reason = "one-class", 2, "outlier"
-    threshold = 6.0
+    name, version, reason = "one-class", 3, "outlier"
+    threshold = 5.0
 
     def _fit(self, rows: Floats) -> Any:
         from sklearn.svm import OneClassSVM

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from refold.consumers.detectors.contract import Cohort, Floats, Scores
-from refold.consumers.detectors.looks import NAMES as LATE
-from refold.consumers.detectors.looks import look_back, look_of
 from refold.consumers.detectors.quantile import SPARSE
-from refold.consumers.detectors.traits import LEAST_COHORT, NAMES, groups, table
+from refold.consumers.detectors.seen import columns_of
+from refold.consumers.detectors.traits import LEAST_COHORT, NAMES
 from refold.consumers.detectors.trees import Trees
 from refold.consumers.features import ZEROS
 
@@ -26,10 +25,6 @@ LEAST_PARAMETERS = 100
 
 FEW = 12
 """The trees were shown no smaller cohorts; where there are fewer, more is asked of them."""
-
-DECAY = 0.75
-ROUNDS = 8
-"""A client's traits of now are seen beside their mean over so many of its updates, each older one counting for less."""
 
 MOST_SIZE = 12.0
 """Logarithm of the number of parameters beyond which the trees make no difference."""
@@ -95,33 +90,9 @@ def _is_comparable(cohort: Cohort) -> bool:
 
 
 def rows_of(cohort: Cohort) -> Floats:
-    """Return what the trees see of each update: `COLUMNS`, as float32 that they were fitted on."""
-    now = table(cohort)
-    means = _means(cohort, now)
-    late = np.zeros((len(cohort), len(LATE)))
-    look = look_of(cohort.clients, cohort.features)
-    before = cohort.recent.looks() if cohort.recent else []
-    for members in groups(cohort):
-        names = [cohort.clients[index] for index in members]
-        late[members] = look_back(names, look.among(names, members), before)
+    """Return what the trees see of each update, as float32 that they were fitted on: `seen.NAMES`, and how large the model is."""
     size = np.full(len(cohort), min(np.log(cohort.features[0].count), MOST_SIZE))
-    return np.column_stack([now, means, late, size]).astype(np.float32)
-
-
-def _means(cohort: Cohort, now: Floats) -> Floats:
-    """Return the means of each client's traits of now and of its last rounds, each older one counting for less."""
-    sums, weights, counts = now.copy(), np.ones(len(now)), np.ones(len(now))
-    for place, rows in cohort.recent.tables() if cohort.recent else ():
-        if counts.min() >= ROUNDS:
-            break
-        at = np.array([place.get(client, -1) for client in cohort.clients])
-        here = np.flatnonzero((at >= 0) & (counts < ROUNDS))
-        if len(here):
-            weight = DECAY ** counts[here]
-            sums[here] += weight[:, None] * rows[at[here]]
-            weights[here] += weight
-            counts[here] += 1
-    return np.asarray(sums / weights[:, None])
+    return np.column_stack([columns_of(cohort), size]).astype(np.float32)
 
 
 def _evidence(rows: Floats, values: Floats) -> tuple[str, ...]:

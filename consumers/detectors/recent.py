@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,6 @@ from refold.consumers.features import Features
 ROUNDS = 24
 LEARNED = 12
 """Who learns from what was accepted learns from the last rounds of these."""
-
-LATELY, FADING = 4, 0.5
-"""A client's last updates are seen together: so many, each older one counting for this much of the next."""
 
 UPDATES = 1024
 """So many updates are remembered at most, some 6 MB of features; the round of the newest is always whole."""
@@ -45,13 +41,8 @@ class _Round:
             found = self.features[client] = Features.unpack(found)
         return found
 
-    def traits(self) -> dict[str, Floats]:
-        """Return the clients' traits, read-only; nothing of a round that is too small for any."""
-        place, rows = self.table()
-        return {client: rows[at] for client, at in place.items()}
-
     def table(self) -> tuple[dict[str, int], Floats]:
-        """Return the same as rows, and whose is which."""
+        """Return the clients' traits and whose is which; nothing of a round that is too small for any."""
         if self._table is None:
             # By name, so that whoever folds the same verdicts in whatever order adds the same numbers up.
             clients = sorted(self.features)
@@ -109,35 +100,18 @@ class Past:
             features = tuple(map(found.features_of, clients))
             yield Cohort(0, tuple(clients), features), np.array([found.accepted[client] for client in clients], bool)
 
-    def accepted_rows(self) -> Floats:
-        """Return the traits of accepted updates, each with its client's last before it: (updates, traits), newest first."""
-        rows = [
-            lately(self.rows_of(client, LATELY, first=at))
-            for at, found in enumerate(self._rounds[:LEARNED])
-            for client in found.traits()
-            if found.accepted[client]
-        ]
-        return np.array(rows) if rows else np.zeros((0, len(NAMES)))
-
     def tables(self) -> list[tuple[dict[str, int], Floats]]:
         """Return each round's rows of traits, and whose is which, newest round first."""
         return [found.table() for found in self._rounds]
 
-    def rows_of(self, client: str, most: int, *, first: int = 0) -> list[Floats]:
-        """Return the traits of a client's last updates, newest first, whatever their verdicts; without the `first` rounds."""
-        rows = (found.traits().get(client) for found in self._rounds[first:])
-        return list(islice((row for row in rows if row is not None), most))
-
     def looks(self) -> list[Look]:
         """Return the rounds to look back at, newest first."""
-        return [look for found in self._rounds if (look := found.look()) is not None]
+        return [look for look in self.every_look() if look is not None]
+
+    def every_look(self) -> list[Look | None]:
+        """Return the same for each round, None for those too small to be looked back at."""
+        return [found.look() for found in self._rounds]
 
     def last(self, client: str) -> Features | None:
         """Return a client's last update, whatever its verdict."""
         return next((found.features_of(client) for found in self._rounds if client in found.features), None)
-
-
-def lately(rows: Sequence[Floats] | Floats) -> Floats:
-    """Return the mean of a client's traits or scores, newest first, each older one counting for less."""
-    weights = FADING ** np.arange(len(rows))
-    return np.asarray(weights @ np.array(rows) / weights.sum())

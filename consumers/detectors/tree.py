@@ -1,4 +1,4 @@
-"""Decision trees on past verdicts and on faults injected into past cohorts: what this federation's own attacks look like.
+"""Decision trees on past verdicts and on faults injected into past rounds: what this federation's own attacks look like.
 
 Source: Breiman, Random forests, 2001. `pattern` was shown attacks on other data long ago; these trees know nothing but the last
 rounds. How well they find a kind that they were not shown is in docs/DETECTION.md.
@@ -7,32 +7,30 @@ rounds. How well they find a kind that they were not shown is in docs/DETECTION.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refold.consumers.detectors.contract import Cohort, Floats
+from refold.consumers.detectors.contract import Floats
 from refold.consumers.detectors.injected import KINDS
 from refold.consumers.detectors.learned import LEAST_ROWS, OUTERMOST, Learned
-from refold.consumers.detectors.recent import LATELY, Past, lately
-from refold.consumers.detectors.traits import LEAST_COHORT, table
+from refold.consumers.detectors.recent import Past, Recent
+from refold.consumers.detectors.seen import among_all, past_columns
+from refold.consumers.detectors.traits import LEAST_COHORT
 
 TREES, DEPTH, LEAST_LEAF = 80, 8, 4
 PAST = 6
 """So many rounds are shown with faults injected, the newest."""
 
 BAD = 0.2
-"""Share of a past cohort that an injected fault is given to."""
+"""Share of the clients that an injected fault is given to."""
 
 UNSURE = 0.02
 LEAST_RANGE = 0.6
-SLEEPER = 1.5
-"""By so much a round must stand out more where its client's past does not count."""
-FAR = 20.0
 SEED = 0
 Flags = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
 
 
 class Tree(Learned):
@@ -44,8 +42,8 @@ class Tree(Learned):
         Which faults are injected, of `refold.consumers.detectors.injected`.
     """
 
-    name, version, reason = "tree", 1, "pattern"
-    threshold = 4.5
+    name, version, reason = "tree", 2, "pattern"
+    threshold = 8.5
 
     def __init__(self, threshold: float | None = None, *, kinds: Sequence[str] = tuple(KINDS)) -> None:
         super().__init__(threshold)
@@ -71,17 +69,6 @@ class Tree(Learned):
         )
         return trees.fit(rows, self._bad)
 
-    def _rows(self, cohort: Cohort) -> Floats:
-        return table(cohort)
-
-    def _values(self, cohort: Cohort, rows: Floats) -> Floats:
-        """Return what the trees say of now and of each client's last updates, together."""
-        said = self._score(self._scaled(rows))
-        past = [cohort.recent.rows_of(client, LATELY - 1) if cohort.recent else [] for client in cohort.clients]
-        before = [self._score(self._scaled(np.array(found))) if found else np.zeros(0) for found in past]
-        together = [float(lately(np.append(now, then))) for now, then in zip(said, before, strict=True)]
-        return np.maximum(together, said - SLEEPER)
-
     def _score(self, rows: Floats) -> Floats:
         return _log_odds(self._model.predict_proba(rows)[:, 1])
 
@@ -92,44 +79,55 @@ def _log_odds(share: Floats) -> Floats:
 
 
 def shown(recent: Past, kinds: Sequence[str]) -> tuple[Floats, Flags, Flags]:
-    """Return the traits that the trees are fitted on, which are bad, and which are as usual.
+    """Return what the trees are fitted on, which of it is bad, and which is as usual.
 
-    Bad is what was refused, or injected into a past cohort. As usual is the inner half of what was accepted, in the cohort that
-    it really was in. The outer half teaches nothing: who is bad from the start and was never refused lies in there.
+    Bad is what was refused, or sent by clients that are given a fault in every past round. As usual is the inner half of what
+    was accepted, in the cohort that it really was in. The outer half teaches nothing: who is bad from the start and was never
+    refused lies in there.
     """
     rng = np.random.default_rng(SEED)
     rows, bad, usual = [], [], []
-    for cohort, accepted in islice(recent.cohorts(), PAST):
-        if len(cohort) < LEAST_COHORT:
-            continue
-        now = table(cohort)
+    for columns, accepted in past_columns(recent, PAST):
+        now = among_all(columns)
         inner = accepted & _is_inner(now)
         rows.append(now[inner | ~accepted])
         bad.append(~accepted[inner | ~accepted])
         usual.append(inner[inner | ~accepted])
-        for kind in kinds:
-            victims = np.sort(rng.permutation(len(cohort))[: max(1, round(BAD * len(cohort)))])
-            injected = _injected(cohort, kind, victims.tolist(), rng)
-            honest = np.setdiff1d(np.flatnonzero(inner), victims)
-            rows.append(injected[np.append(victims, honest)])
-            bad.append(np.arange(len(victims) + len(honest)) < len(victims))
-            usual.append(np.zeros(len(victims) + len(honest), bool))
+    for kind in kinds if rows else ():
+        injected, victims = _injected(recent, kind, rng)
+        for (columns, accepted), at in zip(past_columns(injected, PAST), victims, strict=False):
+            now = among_all(columns)
+            honest = np.setdiff1d(np.flatnonzero(accepted & _is_inner(now)), at)
+            rows.append(now[np.append(at, honest)])
+            bad.append(np.arange(len(at) + len(honest)) < len(at))
+            usual.append(np.zeros(len(at) + len(honest), bool))
     if not rows:
         return np.zeros((0, 0)), np.zeros(0, bool), np.zeros(0, bool)
     return np.concatenate(rows), np.concatenate(bad), np.concatenate(usual)
 
 
 def _is_inner(rows: Floats) -> Flags:
-    """Return which updates of a cohort lie no further out than half of it."""
-    apart = rows - np.median(rows, axis=0)
-    spread = np.maximum(1.4826 * np.median(np.abs(apart), axis=0), 0.05)
-    outward = np.sort(np.minimum(np.abs(apart) / spread, FAR), axis=1)[:, -OUTERMOST:].mean(axis=1)
+    """Return which updates of a cohort, in its own deviations, lie no further out than half of it."""
+    outward = np.sort(np.abs(rows), axis=1)[:, -OUTERMOST:].mean(axis=1)
     return np.asarray(outward <= np.median(outward))
 
 
-def _injected(cohort: Cohort, kind: str, victims: Sequence[int], rng: np.random.Generator) -> Floats:
-    """Return the traits of a cohort in which these sent what a fault makes."""
-    features = list(cohort.features)
-    for at, made in zip(victims, KINDS[kind](cohort.features, victims, rng), strict=True):
-        features[at] = made
-    return table(Cohort(0, cohort.clients, tuple(features)))
+def _injected(recent: Past, kind: str, rng: np.random.Generator) -> tuple[Past, list[Places]]:
+    """Return the past as it would be had some clients sent what a fault makes in every round, and where they are in each.
+
+    Only rounds that are large enough to be seen have an entry, newest first.
+    """
+    rounds = list(recent.cohorts())
+    clients = sorted({client for cohort, _ in rounds for client in cohort.clients})
+    chosen = {clients[at] for at in rng.permutation(len(clients))[: max(1, round(BAD * len(clients)))]}
+    found, places = Recent(), []
+    for at, (cohort, accepted) in enumerate(reversed(rounds), 1):
+        victims = [index for index, client in enumerate(cohort.clients) if client in chosen and len(chosen) < len(cohort)]
+        features = list(cohort.features)
+        for index, made in zip(victims, KINDS[kind](cohort.features, victims, rng), strict=True):
+            features[index] = made
+        for client, one, is_accepted in zip(cohort.clients, features, accepted.tolist(), strict=True):
+            found.take(at, client, one, accepted=is_accepted)
+        if len(cohort) >= LEAST_COHORT:
+            places.append(np.array(victims, np.int64))
+    return found.view(len(rounds) + 1), places[::-1]

@@ -16,7 +16,6 @@ from refold.schemas.events import (
     RolledBack,
     RoundClosed,
     RoundCommitted,
-    Score,
     UpdateAccepted,
     UpdateRejected,
 )
@@ -114,7 +113,7 @@ def explain_update(found: Facts, digest: bytes) -> Explained:
     lines: list[str] = [f"update {digest.hex()}"]
     for index, event, time_ms in verdicts:
         told["verdicts"].append({"index": index, "time_ms": time_ms, "type": type(event).__name__, **to_json(event)})
-        lines += ["", *facts(_verdict(index, event, time_ms)), *_scores(event.scores)]
+        lines += ["", *facts(_verdict(index, event, time_ms)), *_scores(event)]
     for closed in rounds:
         weight = next(member.weight for member in closed.members if member.digest == digest)
         total = sum(member.weight for member in closed.members) or 1
@@ -201,8 +200,10 @@ def _verdict(index: int, event: Verdict, time_ms: int) -> list[tuple[str, object
     return [*lines, ("payload", f"{event.payload.size_bytes:,} bytes, {event.codec}" if event.payload else "none")]
 
 
-def _scores(scores: tuple[Score, ...]) -> list[str]:
+def _scores(event: Verdict) -> list[str]:
+    """Return what each detector said; above its threshold alone refuses nobody where others do not support it."""
+    above = "ANOMALY" if isinstance(event, UpdateRejected) else "above, alone"
     rows = [
-        (s.detector, s.version, s.value, s.threshold, "ANOMALY" if s.value > s.threshold else "", s.evidence) for s in scores
+        (s.detector, s.version, s.value, s.threshold, above if s.value > s.threshold else "", s.evidence) for s in event.scores
     ]
     return ["", *table(("detector", "version", "score", "threshold", "", "evidence"), rows)] if rows else []

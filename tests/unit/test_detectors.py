@@ -86,6 +86,16 @@ def test_one_tensor_blown_up_is_rejected_though_the_norm_hardly_tells(rng: np.ra
     assert rejected(cohort_of(deltas))["c2"] == ("tensor-norm",)
 
 
+def test_the_tensor_that_was_blown_up_is_called_by_its_name(rng: np.random.Generator) -> None:
+    deltas = honest(rng, 10, spread=0.1)
+    deltas[:, : SIZES[0]] = 0  # A tensor that nobody changes is left out, and must not shift the others' names.
+    deltas[2] *= 60
+    cohort = replace(cohort_of(deltas), tensors=tuple(tensor.name for tensor in SCHEMA.tensors))
+    said = [score.evidence for score in Ensemble([TensorNorm()]).judge(cohort)[2].scores]
+    assert [text.split(":")[0] for text in said] == ["tensor output"]
+    assert Ensemble([TensorNorm()]).judge(cohort_of(deltas))[2].scores[0].evidence.startswith("tensor 1:")
+
+
 def test_a_few_huge_values_are_rejected(rng: np.random.Generator) -> None:
     deltas = honest(rng, 10, spread=0.1)
     deltas[3, ::50] *= 60

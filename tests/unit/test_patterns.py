@@ -13,7 +13,10 @@ import refold
 from refold.consumers.detectors import Ensemble, Forest, Pattern, Recent, Scores
 from refold.consumers.detectors.choice import DEFAULT, OWN, chosen
 from refold.consumers.detectors.contract import Cohort
+from refold.consumers.detectors.learned import accepted_rows
 from refold.consumers.detectors.recent import ROUNDS, UPDATES
+from refold.consumers.detectors.seen import NAMES as SEEN
+from refold.consumers.detectors.seen import columns_of, past_columns
 from refold.consumers.detectors.traits import NAMES, table
 from refold.consumers.detectors.trees import Trees
 from refold.consumers.features import Features
@@ -160,12 +163,25 @@ def test_whoever_folds_the_same_verdicts_in_another_order_sees_the_same(rng: np.
         back = 15 - index
         second.take(1, f"c{back}", features[back].pack(), accepted=back != 3)
     ours, theirs = first.view(2), second.view(2)
-    np.testing.assert_array_equal(ours.accepted_rows(), theirs.accepted_rows())
-    assert len(ours.accepted_rows()) == 15
-    np.testing.assert_array_equal(ours.rows_of("c3", 4), theirs.rows_of("c3", 4))
-    assert not ours.rows_of("c3", 4)[0].flags.writeable
+    np.testing.assert_array_equal(accepted_rows(ours), accepted_rows(theirs))
+    assert accepted_rows(ours).shape == (15, len(SEEN))
+    assert not ours.tables()[0][1].flags.writeable
     assert ours.last("nobody") is None
     assert first.view(1).last("c3") is None, "the round that is judged is no past"
+
+
+def test_a_past_round_is_seen_as_it_was_when_it_was_judged(rng: np.random.Generator) -> None:
+    recent, world, seen = Recent(), World(rng), []
+    names = tuple(f"c{index:02d}" for index in range(16))
+    for round_ in range(1, 5):
+        cohort = Cohort(round_, names, features_of(world.round()), recent=recent.view(round_))
+        seen.append(columns_of(cohort))
+        for name, found in zip(names, cohort.features, strict=True):
+            recent.take(round_, name, found, accepted=True)
+    again = [columns for columns, _ in past_columns(recent.view(5), 3)]
+    assert len(again) == 3
+    for before, now in zip(reversed(seen), again, strict=False):
+        np.testing.assert_array_equal(before, now)
 
 
 def test_what_is_remembered_is_bounded(rng: np.random.Generator) -> None:
