@@ -1,4 +1,4 @@
-"""How many rounds a bad client attacks until it is stopped: until its first update lies in quarantine, and until people are called.
+"""How many rounds a bad client attacks until its first update lies in quarantine, and until people are called.
 
 Detection quarantines updates, not clients: whoever is refused is kept out of that round. What marks a client is its reputation,
 which calls an operator below `POOR`. Rounds are those in which the client took part, counted from its first attack.

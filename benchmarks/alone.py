@@ -6,7 +6,7 @@ first round on. With nobody bad all six are run. A detector sees what itself acc
 as all judges' do. ``tree, this attack left out`` is fitted without the injected fault that is most like the attack it is then
 asked about.
 
-    python benchmarks/alone.py [--kinds digits-mlp,cancer-mlp,digits-cnn] [--judges forest;tree] [--first-seed N] [--quick] [--json]
+    python benchmarks/alone.py [--kinds digits-mlp,cancer-mlp] [--judges "forest;tree"] [--first-seed N] [--quick] [--json]
 """
 
 from __future__ import annotations

@@ -209,15 +209,16 @@ class FeatureSum:
         self._extractor = extractor
         self._facts = np.zeros((len(extractor._schema.tensors), FACTS))
         self._facts[:, LEAST], self._facts[:, MOST] = np.inf, -np.inf
-        self._histogram = np.zeros(BINS, np.int64)
+        self._exponents = np.zeros(256, np.int64)
         self._sketch = np.zeros(extractor.width)
         self._subset = np.zeros(extractor.subset_size, np.float32)
         self.is_zero = True
 
     def add(self, block: Block, integers: Array, scale: float) -> None:
         """Add a block of a float tensor: `integers` · `scale` are its values."""
-        exact = integers * scale
-        least, most = float(exact.min()), float(exact.max())
+        exact = integers if scale == 1.0 and integers.dtype == np.float64 else integers * scale
+        # The ufuncs themselves: of a few hundred values the methods' wrappers take longer than the work.
+        least, most = float(np.minimum.reduce(exact)), float(np.maximum.reduce(exact))
         inside = least >= -FLOAT32_MAX and most <= FLOAT32_MAX
         values = (exact if inside else np.clip(exact, -FLOAT32_MAX, FLOAT32_MAX)).astype(np.float32)
         self._add_facts(block.tensor, exact, least, most)
@@ -231,7 +232,7 @@ class FeatureSum:
         """Return the features of what was added."""
         facts = np.where(np.isfinite(self._facts), self._facts, 0.0)
         sketch = np.clip(self._sketch, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
-        found = Features(self._extractor.count, facts, self._histogram.copy(), sketch, self._subset.copy())
+        found = Features(self._extractor.count, facts, self._histogram(), sketch, self._subset.copy())
         for array in (found.facts, found.histogram, found.sketch, found.subset):
             array.flags.writeable = False
         return found
@@ -245,18 +246,28 @@ class FeatureSum:
         facts = self._facts[tensor]
         nonzero = int(np.count_nonzero(values))
         self.is_zero = self.is_zero and nonzero == 0
-        more = (float(values.sum()), float(np.dot(values, values)), 0.0, 0.0, len(values) - nonzero, _positives(values))
+        more = (
+            float(np.add.reduce(values)),
+            float(np.dot(values, values)),
+            0.0,
+            0.0,
+            len(values) - nonzero,
+            _positives(values),
+        )
         facts += more
         facts[LEAST], facts[MOST] = min(facts[LEAST], least), max(facts[MOST], most)
 
     def _add_histogram(self, values: npt.NDArray[np.float32]) -> None:
         """Count by the float's own exponent field, without a logarithm. Zeros fall into the first bin."""
         exponents = (values.view(np.uint32) >> np.uint32(23)).astype(np.uint8)
-        counts = np.bincount(exponents, minlength=256)
+        self._exponents += np.bincount(exponents, minlength=256)
+
+    def _histogram(self) -> npt.NDArray[np.int64]:
         low = 127 + LOWEST_BIN
-        self._histogram += counts[low : low + BINS]
-        self._histogram[0] += counts[:low].sum()
-        self._histogram[-1] += counts[low + BINS :].sum()
+        counts = self._exponents[low : low + BINS].copy()
+        counts[0] += self._exponents[:low].sum()
+        counts[-1] += self._exponents[low + BINS :].sum()
+        return counts
 
     def _add_sketch(self, first: int, values: npt.NDArray[np.float32]) -> None:
         """Add parameter i, with its secret sign, to bucket i modulo the width."""

@@ -15,6 +15,7 @@ from refold.consumers.detectors import Cohort as FeatureCohort
 from refold.consumers.detectors import Ensemble, Recent, Said
 from refold.consumers.detectors.choice import DEFAULT, chosen, require_rate
 from refold.consumers.detectors.pattern import RATE
+from refold.consumers.feature_batch import features_of_all
 from refold.consumers.features import FeatureExtractor, Features
 from refold.schemas.errors import UsageError
 from refold.schemas.layout import Block, Layout
@@ -151,7 +152,7 @@ class Detection:
         config = self.config or DetectionConfig()
         if self._extractor is None and len(cohort.client_ids):
             self._extractor = _Extractor.of(cohort.deltas[0], config.secret)
-        features = [self._extractor.features(delta) for delta in cohort.deltas] if self._extractor else []
+        features = self._extractor.all(cohort.deltas) if self._extractor else []
         verdicts = [_refusal(cohort, index, found, config) for index, found in enumerate(features)]
         candidates = [index for index, verdict in enumerate(verdicts) if verdict is None]
         opinions = self._ensemble.judge(self._features_of(cohort, candidates, features))
@@ -197,6 +198,17 @@ class _Extractor:
             schema = ModelSchema(tuple(runs))
         blocks = tuple(block for block in Layout.of(schema) if schema.tensors[block.tensor].is_float)
         return cls(schema, blocks, FeatureExtractor(schema, secret))
+
+    def all(self, deltas: Sequence[Any]) -> list[Features] | list[Features | str]:
+        """Return the same as `features` of each."""
+        arrays = [self._arrays(delta) for delta in deltas]
+
+        def values_of(block: Block) -> npt.NDArray[np.float64]:
+            return np.array([mine[block.tensor].ravel()[block.elements] for mine in arrays], np.float64)
+
+        with np.errstate(invalid="ignore"):
+            found = features_of_all(self.extractor, len(self.schema.tensors), self.blocks, values_of)
+        return [self.features(delta) for delta in deltas] if found is None else found
 
     def features(self, delta: Any) -> Features | str:
         """Return what the detectors see of a delta."""

@@ -136,8 +136,8 @@ def robust_z(values: Floats, *, least_scale: float) -> Floats:
 
     Source: Rousseeuw and Croux, Alternatives to the median absolute deviation, 1993.
     """
-    centre = np.median(values)
-    scale = 1.4826 * np.median(np.abs(values - centre))
+    centre = median(values)
+    scale = 1.4826 * median(np.abs(values - centre))
     return np.asarray((values - centre) / max(float(scale), least_scale))
 
 

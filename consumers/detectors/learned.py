@@ -1,9 +1,11 @@
 """Detectors that learn from the last rounds' accepted updates: fitted between rounds, only scoring while a round is judged.
 
 They see what is in `refold.consumers.detectors.seen`, never parameters: an update's traits, their means over its client's last
-updates, and these laid over each other, each in deviations of its own round, so that all rounds are of one kind. They are fitted
-on the inner half of what was accepted, since who was bad from the start lies in there too and would be learned as usual. What they say is set against what they say of all
-that was accepted, so that one threshold serves all: how many interquartile ranges above the upper quartile a score lies.
+updates, and these laid over each other, in deviations of its own round, so that all rounds are of one kind. They are fitted on
+the inner half of what was accepted, since who was bad from the start lies in there too and would be learned as usual. What they
+say is set against what they say of all that was accepted, so that one threshold serves all: how many interquartile ranges above
+the upper quartile a score lies. Thresholds are what three in a thousand honest updates of drawn federations exceed (the trees':
+one in a hundred).
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ OUTERMOST = 8
 """How far out a row lies is the mean of so many of its largest deviations."""
 
 MOST = 50.0
-# The subclasses' thresholds are what three in a thousand honest updates of drawn federations exceed (the trees': one in a hundred).
 
 
 class Learned(ABC):

@@ -43,10 +43,10 @@ class Norm:
         lengths = np.log(norms + TINY)
         # Two of the least scale is far; two of the cohort's own deviations is what two in a hundred honest ones have.
         spread = SPREAD if len(cohort) >= MANY else 1.0
-        scale = max(self._least_scale, spread * 1.4826 * float(np.median(np.abs(lengths - np.median(lengths)))))
-        values = np.clip((lengths - np.median(lengths)) / scale, -MOST, MOST)
-        median = float(np.median(norms))
-        evidence = tuple(f"norm {norm:.3g}, {norm / (median + TINY):.2g} times the cohort's median" for norm in norms)
+        scale = max(self._least_scale, spread * 1.4826 * float(median(np.abs(lengths - median(lengths)))))
+        values = np.clip((lengths - median(lengths)) / scale, -MOST, MOST)
+        middle = float(median(norms))
+        evidence = tuple(f"norm {norm:.3g}, {norm / (middle + TINY):.2g} times the cohort's median" for norm in norms)
         return Scores(values, self._habit.thresholds(cohort, self.name, self._threshold), evidence)
 
 

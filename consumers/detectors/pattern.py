@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refold.consumers.detectors.contract import Cohort, Floats, Scores
+from refold.consumers.detectors.contract import Cohort, Floats, Scores, median
 from refold.consumers.detectors.quantile import SPARSE
 from refold.consumers.detectors.seen import columns_of
 from refold.consumers.detectors.traits import LEAST_COHORT, NAMES
@@ -66,7 +66,7 @@ class Pattern:
 
 def beside_the_others(odds: Floats) -> Floats:
     """Return log-odds less half of the cohort's median: where honest clients are unlike, all look a little like attackers."""
-    return np.asarray(odds - np.median(odds) / 2)
+    return np.asarray(odds - median(odds) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +90,15 @@ def _is_comparable(cohort: Cohort) -> bool:
 
 
 def rows_of(cohort: Cohort) -> Floats:
-    """Return what the trees see of each update, as float32 that they were fitted on: `seen.NAMES`, and how large the model is."""
+    """Return what the trees see, as float32 that they were fitted on: `seen.NAMES`, and how large the model is."""
     size = np.full(len(cohort), min(np.log(cohort.features[0].count), MOST_SIZE))
     return np.column_stack([columns_of(cohort), size]).astype(np.float32)
 
 
 def _evidence(rows: Floats, values: Floats) -> tuple[str, ...]:
     """Say what stands out most in each row, against the cohort's own spread."""
-    apart = rows - np.median(rows, axis=0)
-    spread = 1.4826 * np.median(np.abs(apart), axis=0)
+    apart = rows - median(rows)
+    spread = 1.4826 * median(np.abs(apart))
     apart = np.where(spread > 1e-9, apart / np.maximum(spread, 1e-9), 0.0)
     found = []
     for row, value in zip(apart, values, strict=True):

@@ -68,20 +68,20 @@ class Recent:
     rounds: OrderedDict[int, _Round] = field(default_factory=OrderedDict)
     version: int = 0
     """Changes with whatever is taken in."""
+    _count: int = 0
 
     def take(self, round_: int, client: str, features: Features | bytes, *, accepted: bool) -> None:
         """Remember a judged update; features may be packed."""
-        self.rounds.setdefault(round_, _Round()).take(client, features, accepted=accepted)
+        found = self.rounds.setdefault(round_, _Round())
+        self._count += client not in found.features
+        found.take(client, features, accepted=accepted)
         self.version += 1
-        while len(self.rounds) > ROUNDS or (len(self.rounds) > 1 and self._count() > UPDATES):
-            self.rounds.popitem(last=False)
+        while len(self.rounds) > ROUNDS or (len(self.rounds) > 1 and self._count > UPDATES):
+            self._count -= len(self.rounds.popitem(last=False)[1].features)
 
     def view(self, round_: int) -> Past:
         """Return what a judgement of this round may look back at."""
         return Past(self, round_)
-
-    def _count(self) -> int:
-        return sum(len(found.features) for found in self.rounds.values())
 
 
 class Past:

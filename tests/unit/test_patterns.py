@@ -184,6 +184,23 @@ def test_a_past_round_is_seen_as_it_was_when_it_was_judged(rng: np.random.Genera
         np.testing.assert_array_equal(before, now)
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_features_of_all_at_once_are_those_of_each(rng: np.random.Generator, flat: bool) -> None:
+    deltas = rng.normal(size=(12, SIZE)).astype(np.float32)
+    deltas[:, 100:400] = 0
+    given = (
+        deltas if flat else [{"a": row[:2500].reshape(50, 50), "b": row[2500:], "c": np.zeros(3, np.float32)} for row in deltas]
+    )
+    extractor = _Extractor.of(given[0], bytes(range(32)))
+    for found, alone in zip(extractor.all(given), map(extractor.features, given), strict=True):
+        assert isinstance(found, Features)
+        assert isinstance(alone, Features)
+        assert found.pack() == alone.pack()
+    deltas[3, 7], deltas[4] = np.nan, 0.0
+    said = _Extractor.of(deltas[0], bytes(32)).all(deltas)
+    assert [one for one in said if isinstance(one, str)] == ["not-finite", "zero-update"]
+
+
 def test_what_is_remembered_is_bounded(rng: np.random.Generator) -> None:
     packed = features_of(World(rng).round())[0].pack()
     recent = Recent()
