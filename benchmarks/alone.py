@@ -18,6 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,42 @@ def sample(options: argparse.Namespace, kind: str) -> Iterator[tuple[Setting, st
         attacks, places = attacks[:2], places[:1]
     rng = np.random.default_rng([options.first_seed, *kind.encode()])
     order, first = rng.permutation(len(attacks)), rng.permutation(len(places))
-    for at, attack in enumerate(["" for _ in places] + [attacks[index] for index in order]):
+    cells = list(enumerate(["" for _ in places] + [attacks[index] for index in order]))
+    # In a drawn order, so that what a bounded run comes to is a drawn sample as well.
+    for at, attack in (cells[index] for index in rng.permutation(len(cells))):
         alpha, (clients, share) = places[first[at % len(places)]]
         yield Setting(data, model, clients, share, alpha, BAD, options.first_seed, 8 if options.quick else ROUNDS), attack
 
 
 def measure(options: argparse.Namespace, judges: list[str]) -> list[dict[str, Any]]:
-    """Return one row a judge, kind of data and attack."""
-    rows = []
-    for kind in options.kinds.split(","):
-        for setting, attack in sample(options, kind):
-            # Without a fault like the attack nothing is left out, and it is the tree itself.
-            asked = [name for name in judges if name != LEFT_OUT or attack in INJECTED_LIKE]
-            for name, found in judged(setting, attack, asked, options.cache).items():
-                rows.append({"judge": name, "kind": kind, "cell": setting.name, "attack": attack or "none"} | found)
+    """Return one row a judge, kind of data and attack; with ``--into`` those of runs before it are kept and not run again."""
+    rows = _read([options.into]) if options.into and options.into.exists() else []
+    done = {(row["kind"], row["cell"], row["attack"]) for row in rows}
+    until_s = time.monotonic() + options.for_s
+    for kind, setting, attack in _turns(options):
+        name = attack or "none"
+        if (kind, setting.name, name) in done or time.monotonic() > until_s:
+            continue
+        # Without a fault like the attack nothing is left out, and it is the tree itself.
+        asked = [judge for judge in judges if judge != LEFT_OUT or attack in INJECTED_LIKE]
+        found = judged(setting, attack, asked, options.cache)
+        fresh = [{"judge": j, "kind": kind, "cell": setting.name, "attack": name} | row for j, row in found.items()]
+        rows += fresh
+        if options.into:
+            with options.into.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in fresh)
     return rows
+
+
+def _turns(options: argparse.Namespace) -> Iterator[tuple[str, Setting, str]]:
+    """Yield the samples of all kinds in turns."""
+    kinds = options.kinds.split(",")
+    for turn in zip_longest(*(sample(options, kind) for kind in kinds)):
+        yield from ((kind, *cell) for kind, cell in zip(kinds, turn, strict=True) if cell is not None)
+
+
+def _read(paths: list[Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def judged(setting: Setting, attack: str, judges: list[str], cache: Path) -> dict[str, dict[str, float]]:
@@ -124,12 +146,14 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one setting and two attacks")
     parser.add_argument("--cache", type=Path, default=Path("build/courses"))
-    parser.add_argument("--read", type=Path, nargs="+", help="show together what runs with --json printed, and run nothing")
+    parser.add_argument("--into", type=Path, help="keep rows in this file, and go on from those in it")
+    parser.add_argument("--for-s", type=float, default=float("inf"), help="begin with nothing new after so long")
+    parser.add_argument("--read", type=Path, nargs="+", help="show together what such files hold, and run nothing")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     started_s = time.monotonic()
     if options.read:
-        rows = [row for path in options.read for row in json.loads(path.read_text())["rows"]]
+        rows = _read(options.read)
     else:
         deep = list(DEEP) if importlib.util.find_spec("torch") else []
         rows = measure(options, options.judges.split(";") if options.judges else [*ALONE, *deep])

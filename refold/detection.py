@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -199,16 +199,17 @@ class _Extractor:
         blocks = tuple(block for block in Layout.of(schema) if schema.tensors[block.tensor].is_float)
         return cls(schema, blocks, FeatureExtractor(schema, secret))
 
-    def all(self, deltas: Sequence[Any]) -> list[Features] | list[Features | str]:
+    def all(self, deltas: Iterable[Any]) -> list[Features] | list[Features | str]:
         """Return the same as `features` of each."""
-        arrays = [self._arrays(delta) for delta in deltas]
+        given = list(deltas)
+        arrays = [self._arrays(delta) for delta in given]
 
         def values_of(block: Block) -> npt.NDArray[np.float64]:
             return np.array([mine[block.tensor].ravel()[block.elements] for mine in arrays], np.float64)
 
         with np.errstate(invalid="ignore"):
             found = features_of_all(self.extractor, len(self.schema.tensors), self.blocks, values_of)
-        return [self.features(delta) for delta in deltas] if found is None else found
+        return [self.features(delta) for delta in given] if found is None else found
 
     def features(self, delta: Any) -> Features | str:
         """Return what the detectors see of a delta."""

@@ -134,7 +134,7 @@ def test_two_updates_are_accepted_there_being_no_majority_to_compare_with(rng: n
 
 def test_a_habit_is_rejected_that_would_pass_once(rng: np.random.Generator) -> None:
     deltas = honest(rng, 10, spread=0.02)
-    deltas[0] *= 2.6
+    deltas[0] *= 2.4
     assert rejected(cohort_of(deltas), Ensemble([Norm()])) == {}
     assert rejected(cohort_of(deltas, {"c0": {"norm": [1.9] * 7}}), Ensemble([Norm()])) == {"c0": ("norm",)}
 
