@@ -16,7 +16,7 @@ predecessor has told already is not told twice. While there is no member, report
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from refold.bus.closing import close_all
@@ -33,6 +33,7 @@ from refold.consumers.monitoring.monitor import Monitor
 from refold.consumers.monitoring.node import Change
 from refold.consumers.monitoring.policy import HealthPolicy
 from refold.consumers.monitoring.reports import Reports
+from refold.consumers.monitoring.servers import Servers, is_server
 from refold.consumers.monitoring.telling import alerts_of, bus_alert
 from refold.consumers.reported import ReportReader
 from refold.consumers.roster import Roster
@@ -43,7 +44,7 @@ from refold.schemas.events import UpdateAccepted, UpdateRejected
 from refold.schemas.health import DEAD
 from refold.schemas.keys import SigningKey
 from refold.schemas.reasons import blames
-from refold.schemas.updates import TRAIN, WATCHING, Heartbeat
+from refold.schemas.updates import TRAIN, WATCHING, Heartbeat, ServerHeartbeat
 
 log = logging.getLogger("refold.health")
 
@@ -93,6 +94,7 @@ class Watcher:
         self.listener = Listener()
         self._logs = NodeLogs()
         self.monitor = Monitor(settings.policy, self._interval_s)
+        self.servers = Servers(seat.genesis, settings.policy)
         self._reported_s = clock.monotonic_s() - LEAST_REPORT_S
         self._bus_was_silent = False
         self._reports = ReportReader(seat.genesis)
@@ -113,13 +115,11 @@ class Watcher:
         # 2. Beats.
         records, is_at_end = self._read()
         now_s = self._clock.monotonic_s()
-        for beat, _, sample in self.listener.believed(self._roster, heard_in(records, self._topics.federation)):
-            if beat.activity != WATCHING:
-                self.monitor.take(sample, now_s)
+        for beat in self._take(records, now_s):
             self._hear_log(beat, now_s)
         if not is_at_end:
             return True
-        changes = self.monitor.tick(now_s)
+        changes = [*self.monitor.tick(now_s), *self.servers.tick(now_s)]
         for change in changes:
             if change.state == DEAD:
                 self._logs.failed(change.client, now_s)
@@ -128,8 +128,20 @@ class Watcher:
             self._tell(changes)
         self._act()
         # 4. The report.
-        self._report([change.client for change in changes if change.client in self.monitor.nodes], now_s)
+        self._report([change.client for change in changes if self._is_known(change.client)], now_s)
         return moved or bool(records)
+
+    def _take(self, records: Sequence[Record], at_s: float) -> Iterator[Heartbeat]:
+        """Let the monitors take in what is believed of these records, and yield the clients' beats."""
+        of_servers: list[ServerHeartbeat] = []
+        for beat, _, sample in self.listener.believed(self._roster, heard_in(records, self._topics.federation, of_servers)):
+            if beat.activity != WATCHING:
+                self.monitor.take(sample, at_s)
+            yield beat
+        self.servers.take(of_servers, at_s, self._clock.wall_ms())
+
+    def _is_known(self, node: str) -> bool:
+        return node in self.monitor.nodes or node in self.servers.monitor.nodes
 
     def position(self, place: Place) -> int:
         """Offset of `health` that is read next, for those who want to know how far behind this member is."""
@@ -155,7 +167,7 @@ class Watcher:
         """Look at the digest of a node's log. What is unusual marks the node; of one without beats it is told at once."""
         note = self._logs.take(beat, now_s)
         if note and beat.client in self.monitor.nodes:
-            self.monitor.logged(beat.client, note)
+            self.monitor.note(beat.client, LOG, note)
         elif note:
             advice = KINDS[LOG].advice.replace("NODE", beat.client)
             self._alerts.raise_(beat.client, WARNING, f"logs: {note}", advice, self._roster.plan.round, kind=LOG)
@@ -189,12 +201,15 @@ class Watcher:
             at_s = min(now_s, max(last_s, now_s - (wall_ms - record.timestamp_ms) / 1000))
             if at_s - last_s > self._interval_s / 4:
                 self.monitor.tick(at_s)
+                self.servers.tick(at_s)
                 last_s = at_s
-            for beat, _, sample in self.listener.believed(self._roster, heard_in([record], self._topics.federation)):
-                if beat.activity != WATCHING:
-                    self.monitor.take(sample, at_s)
+            for _ in self._take([record], at_s):
+                pass
         self.monitor.tick(last_s)
-        self.monitor.resume(self._reports.nodes(), now_s)
+        self.servers.tick(last_s)
+        told = self._reports.nodes()
+        self.monitor.resume((node for node in told if not is_server(node)), now_s)
+        self.servers.resume(told, now_s)
 
     def _tell(self, changes: Sequence[Change]) -> None:
         round_, now_ms = self._roster.plan.round, self._clock.wall_ms()
@@ -226,7 +241,7 @@ class Watcher:
 
     def _report(self, changed: Sequence[str], now_s: float) -> None:
         every_s, wall_ms = max(LEAST_REPORT_S, 2 * self._interval_s), self._clock.wall_ms()
-        about = (self.monitor, now_s, wall_ms, int(every_s * 1000))
+        about = ((self.servers.monitor, self.monitor), now_s, wall_ms, int(every_s * 1000))
         if now_s - self._reported_s >= every_s or not self._written.knows(changed):
             self._reported_s = now_s
             pages = self._written.whole(*about)

@@ -17,7 +17,7 @@ from refold.consumers.roster import Roster
 from refold.schemas.canonical import decode
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.keys import HEARTBEAT_TAG, verify_beat
-from refold.schemas.updates import FAREWELL, WATCHING, Heartbeat, encoded_heartbeat_digest
+from refold.schemas.updates import FAREWELL, WATCHING, Heartbeat, ServerHeartbeat, encoded_heartbeat_digest
 
 MOST_AT_ONCE = 4
 MOST_LOOKED_AT = 256
@@ -38,8 +38,8 @@ class Heard(NamedTuple):
     sample: Sample
 
 
-def heard_in(records: Iterable[Record], federation: str) -> Iterator[Heard]:
-    """Yield the beats among records of `health`.
+def heard_in(records: Iterable[Record], federation: str, servers: list[ServerHeartbeat]) -> Iterator[Heard]:
+    """Yield the clients' beats among records of `health`; those of servers are added to `servers`.
 
     Digest and sample are made while the bytes are at hand: of a thousand beats read at once, the first is out of the
     processor's cache again when the last is read.
@@ -52,6 +52,8 @@ def heard_in(records: Iterable[Record], federation: str) -> Iterator[Heard]:
             continue
         if isinstance(beat, Heartbeat) and beat.federation == federation:
             yield Heard(beat, encoded_heartbeat_digest(encoded, beat), sample_of(beat))
+        elif isinstance(beat, ServerHeartbeat) and beat.federation == federation:
+            servers.append(beat)
 
 
 @dataclass(slots=True)

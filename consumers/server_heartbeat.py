@@ -51,6 +51,7 @@ class ServerHeartbeatThread(Beating):
         self._key = key
         self._life = os.urandom(8)
         self._beat = 0
+        self._is_leaving = False
         self.reporter.watch(logger="refold")
         self._thread.start()
 
@@ -62,9 +63,17 @@ class ServerHeartbeatThread(Beating):
             beat = replace(beat, signature=self._key.sign(SERVER_HEARTBEAT_TAG, server_heartbeat_digest(beat)))
         return Letter("ServerHeartbeat", self._member, beat.beat, beat.time_ms, encode(beat))
 
+    def leave(self) -> None:
+        """Let the last beat say that this server stops in an orderly way: it has no groups."""
+        self._is_leaving = True
+
+    def _farewell(self) -> Letter | None:
+        return self._next(0.0) if self._is_leaving else None
+
     def _bare(self) -> ServerHeartbeat:
         key_id = self._key.key_id if self._key is not None else bytes(8)
-        groups = tuple(GroupStatus(one.group, _ms(one.step_age_s), one.failures) for one in self._members())
+        members = () if self._is_leaving else self._members()
+        groups = tuple(GroupStatus(one.group, _ms(one.step_age_s), one.failures) for one in members)
         return ServerHeartbeat(
             self._topics.federation,
             self._member,

@@ -224,6 +224,8 @@ class ServerHeartbeat:
         What the process calls itself in the log.
     life
         Drawn when the process began; `beat` counts from 0 in each.
+    groups
+        None of them in the last beat of a server that is stopped in an orderly way.
     signature
         By the log key that `key_id` names, over the record with an empty signature and a tag of its own; empty where the log
         has no keys.

@@ -30,6 +30,7 @@ class Kind:
 
 SILENT, STOPPED, STARVED, MEMORY_SHORT, DISK_SHORT = "silent", "stopped", "starved", "memory", "disk"
 LATE, CLOCK, SLOW, LOSS_HIGH, REFUSED, LOG, UNUSUAL = "late", "clock", "slow", "loss", "refused", "log", "unusual"
+GROUP = "group"
 CUT_OFF, RETURNED, RECOVERED, BUS_SILENT, BANNED = "cut-off", "rejoined", "recovered", "bus-silent", "banned"
 
 KINDS = MappingProxyType(
@@ -87,6 +88,12 @@ KINDS = MappingProxyType(
             WARNING,
             "gets on much slower than usual, and nothing else is wrong with it",
             "a round that all others have answered waits for it a bounded time; give it less work or more machine",
+        ),
+        GROUP: Kind(
+            NODE,
+            WARNING,
+            "runs a group that hangs or begins again and again",
+            "its log says why; restart that server if it stays so: another member takes over",
         ),
         LOG: Kind(NODE, WARNING, "logs what it did not log before", "`refold health NODE` shows the lines"),
         UNUSUAL: Kind(

@@ -55,11 +55,14 @@ class Monitor:
     ----------
     interval_s
         The plan's heartbeat interval, whatever beats claim.
+    stalls_from
+        With so many alive or more, silence of all at once is the bus's; None for as many as count as peers.
     """
 
     policy: HealthPolicy
     interval_s: float
     nodes: dict[str, Node] = field(default_factory=dict)
+    stalls_from: int | None = None
     bus_is_silent: bool = False
     _pasts: Pasts = field(init=False)
     _silences: Silences = field(default_factory=Silences)
@@ -114,17 +117,17 @@ class Monitor:
         if node is not None:
             node.refusals.append(refused_for_content)
 
-    def logged(self, client: str, note: str) -> None:
-        """Take in that a node's log is unusual, and how, in words."""
+    def note(self, client: str, kind: str, note: str) -> None:
+        """Take in that something shows in one moment, and how, in words: that a node's log is unusual, for one."""
         node = self.nodes.get(client)
         if node is not None:
-            node.log_note = note
-            node.mark(kinds.LOG, MARK_BEATS)
+            node.notes[kind] = note
+            node.mark(kind, MARK_BEATS)
 
     def keep(self, active: Collection[str]) -> None:
         """Forget nodes that may no longer take part."""
         for client in [client for client in self.nodes if client not in active]:
-            self._forget(client)
+            self.forget(client)
 
     def tick(self, now_s: float) -> list[Change]:
         """Let time pass up to now, every beat that came before being taken in, and return what changed."""
@@ -174,7 +177,8 @@ class Monitor:
         self.nodes[sample.client] = self._at[place] = node
         self._expect(node)
 
-    def _forget(self, client: str) -> None:
+    def forget(self, client: str) -> None:
+        """Let go of a node."""
         node = self.nodes.pop(client)
         del self._at[node.place]
         self._silences.gone(node.place)
@@ -209,7 +213,7 @@ class Monitor:
         since_s, self._ticked_s = max(self._ticked_s, self._heard_any_s), now_s
         quiet_s = now_s - self._heard_any_s
         is_quiet = quiet_s > STALL_BEATS * self.interval_s
-        is_stalled = is_quiet and self._silences.expected >= self.policy.peers_least
+        is_stalled = is_quiet and self._silences.expected >= (self.stalls_from or self.policy.peers_least)
         self.bus_is_silent = is_stalled and self._stall_s < MOST_STALLED_BEATS * self.interval_s
         if self.bus_is_silent:
             added_s = now_s - since_s
@@ -277,8 +281,7 @@ class Monitor:
         measured = {name: value for name, value in zip(NAMES, node.readings, strict=True) if math.isfinite(value)}
         out = {f"{name}_deviation": value for name, value in zip(NAMES, node.deviations, strict=True) if value >= 3}
         evidence = evidence_of({**out, "score": node.score, **measured})
-        note = node.log_note if kind == kinds.LOG else ""
-        self._change(node, DEGRADED, kind, kinds.KINDS[kind].cause, evidence=evidence, note=note)
+        self._change(node, DEGRADED, kind, kinds.KINDS[kind].cause, evidence=evidence, note=node.notes.get(kind, ""))
 
     def _judge_silences(self, now_s: float) -> None:
         policy = self.policy

@@ -77,7 +77,7 @@ class Node:
     readings: Vector = NO_VECTOR
     deviations: Vector = NO_VECTOR
     marked: dict[str, int] = field(default_factory=dict)
-    log_note: str = ""
+    notes: dict[str, str] = field(default_factory=dict)
     is_banned: bool = False
 
     @property

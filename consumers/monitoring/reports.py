@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from refold.consumers.monitoring.kinds import KINDS
@@ -33,7 +33,7 @@ class Reports:
     _pages: list[list[str]] = field(default_factory=list)
     _page_of: dict[str, int] = field(default_factory=dict)
 
-    def whole(self, monitor: Monitor, now_s: float, wall_ms: int, every_ms: int) -> Iterator[HealthReport]:
+    def whole(self, monitors: Sequence[Monitor], now_s: float, wall_ms: int, every_ms: int) -> Iterator[HealthReport]:
         """Yield a report on every node, in as many pages as they need; one page where there are none.
 
         Parameters
@@ -41,31 +41,37 @@ class Reports:
         every_ms
             When the next one is due.
         """
-        clients = sorted(monitor.nodes)
+        clients = sorted({client for monitor in monitors for client in monitor.nodes})
         self._pages = [clients[first : first + NODES] for first in range(0, len(clients), NODES)] or [[]]
         self._page_of = {client: number for number, page in enumerate(self._pages) for client in page}
         for number in range(len(self._pages)):
-            yield self._page(number, monitor, now_s, wall_ms, every_ms)
+            yield self._page(number, monitors, now_s, wall_ms, every_ms)
 
     def knows(self, clients: Collection[str]) -> bool:
         """Whether each of these nodes was on the last whole report."""
         return all(client in self._page_of for client in clients)
 
     def of(
-        self, clients: Collection[str], monitor: Monitor, now_s: float, wall_ms: int, every_ms: int
+        self, clients: Collection[str], monitors: Sequence[Monitor], now_s: float, wall_ms: int, every_ms: int
     ) -> Iterator[HealthReport]:
         """Yield the pages of these nodes, which are known (`knows`)."""
         for number in sorted({self._page_of[client] for client in clients}):
-            yield self._page(number, monitor, now_s, wall_ms, every_ms)
+            yield self._page(number, monitors, now_s, wall_ms, every_ms)
 
-    def _page(self, number: int, monitor: Monitor, now_s: float, wall_ms: int, every_ms: int) -> HealthReport:
-        nodes = [monitor.nodes[client] for client in self._pages[number] if client in monitor.nodes]
-        told = tuple(_told(monitor, node, now_s, wall_ms) for node in nodes)
+    def _page(self, number: int, monitors: Sequence[Monitor], now_s: float, wall_ms: int, every_ms: int) -> HealthReport:
+        known = {client: monitor for monitor in monitors for client in self._pages[number] if client in monitor.nodes}
+        told = tuple(
+            _told(monitor, monitor.nodes[client], now_s, wall_ms) for client, monitor in sorted(known.items(), key=_name)
+        )
         key, pages = self.key, len(self._pages)
         report = HealthReport(
             self.federation, self.member, number, pages, every_ms, wall_ms, told, key.key_id if key else bytes(8)
         )
         return replace(report, signature=key.sign(HEALTH_TAG, report.digest)) if key else report
+
+
+def _name(item: tuple[str, Monitor]) -> str:
+    return item[0]
 
 
 def _told(monitor: Monitor, node: Node, now_s: float, wall_ms: int) -> NodeHealth:

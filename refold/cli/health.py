@@ -16,13 +16,14 @@ from refold.cli.options import Common, common
 from refold.cli.output import facts, say, say_json, table, time_text
 from refold.cli.serve import ago
 from refold.consumers.monitoring.kinds import KINDS
+from refold.consumers.monitoring.servers import PREFIX, is_server
 from refold.consumers.reported import ReportReader, follow_reports
 from refold.federation import Federation
 from refold.schemas.canonical import decode
 from refold.schemas.checks import Alert
 from refold.schemas.errors import InvalidRecord, NotFoundError
 from refold.schemas.health import DEAD, HEALTHY, LEFT, STATES, NodeHealth
-from refold.schemas.updates import Heartbeat
+from refold.schemas.updates import Heartbeat, ServerHeartbeat
 
 STALE = "stale"
 WORST_FIRST = {state: place for place, state in enumerate((DEAD, "suspect", "degraded", "rejoined", HEALTHY, LEFT))}
@@ -98,11 +99,18 @@ def row_of(node: NodeHealth, now_ms: int, *, is_stale: bool) -> tuple[object, ..
 
 
 def counted(nodes: Sequence[NodeHealth], *, is_stale: bool) -> str:
-    """Return how many nodes are in which state."""
+    """Return how many nodes are in which state, and apart from them how many servers."""
+    servers = [node for node in nodes if is_server(node)]
+    clients = [node for node in nodes if not is_server(node)]
+    more = f"; {_counted(servers, 'servers', is_stale=is_stale)}" if servers else ""
+    return _counted(clients, "nodes", is_stale=is_stale) + more
+
+
+def _counted(nodes: Sequence[NodeHealth], name: str, *, is_stale: bool) -> str:
     if is_stale:
-        return f"{len(nodes)} nodes, {STALE}"
+        return f"{len(nodes)} {name}, {STALE}"
     counts = Counter(node.state for node in nodes)
-    return f"{len(nodes)} nodes: " + (", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none")
+    return f"{len(nodes)} {name}: " + (", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none")
 
 
 def node_json(node: NodeHealth, *, is_stale: bool) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def node_json(node: NodeHealth, *, is_stale: bool) -> dict[str, Any]:
 
 
 def _show_node(federation: Federation, node: NodeHealth, *, is_stale: bool, as_json: bool) -> None:
-    beat, alerts = _last_beat(federation, node.client), _alerts_of(federation, node.client)
+    beat, alerts = _last_beat(federation, node), _alerts_of(federation, node.client)
     measures = dict(beat.condition.measures) if beat and beat.condition else {}
     lines = beat.condition.log.error_lines if beat and beat.condition and beat.condition.log else ()
     if as_json:
@@ -134,10 +142,12 @@ def _show_node(federation: Federation, node: NodeHealth, *, is_stale: bool, as_j
         say(line)
 
 
-def _last_beat(federation: Federation, name: str) -> Heartbeat | None:
+def _last_beat(federation: Federation, node: NodeHealth) -> Heartbeat | ServerHeartbeat | None:
+    kind: type[Heartbeat | ServerHeartbeat] = ServerHeartbeat if is_server(node) else Heartbeat
+    name = node.client.removeprefix(PREFIX) if is_server(node) else node.client
     found = None
     for event in _events(federation, federation.topics.health, name):
-        if isinstance(event, Heartbeat) and event.client == name:
+        if isinstance(event, kind) and name == (event.client if isinstance(event, Heartbeat) else event.member):
             found = event
     return found
 

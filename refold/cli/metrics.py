@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from refold.bus.clock import Clock, SystemClock
 from refold.cli.overview import OTHER, Overview
 from refold.consumers.monitoring.kinds import ALERT_KINDS
+from refold.consumers.monitoring.servers import is_server
 from refold.consumers.server import Server
 from refold.federation import Federation
 from refold.schemas.errors import ConfigurationError, RefoldError, UsageError
@@ -91,7 +92,7 @@ class Metrics(Collector):
 
     def _nodes(self) -> Iterator[Metric]:
         reports, now_ms = self._overview.reports, self._clock.wall_ms()
-        newest, nodes = reports.newest, reports.nodes()
+        newest, nodes = reports.newest, [node for node in reports.nodes() if not is_server(node)]
         is_stale = reports.is_stale(now_ms)
         states = Counter(STALE if is_stale else node.state for node in nodes)
         told = [((state,), states[state]) for state in (*STATES, STALE)]

@@ -120,6 +120,7 @@ def _beating(federation: Federation, server: Server) -> Iterator[None]:
     )
     try:
         yield
+        thread.leave()
     finally:
         thread.close()
 
