@@ -198,6 +198,7 @@ def report(run: Run, points: Points, finished: dict[str, Any]) -> dict[str, Any]
     return {
         "kills": len(run.seconds),
         "seconds": found,
+        "each_s": [round(value, 3) for value in run.seconds],
         "aims": {name: found[name] <= aim for name, aim in AIMS_S.items()},
         "died_at": dict(sorted(run.died_at.items())),
         "never_died_at": missed,

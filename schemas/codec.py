@@ -22,7 +22,7 @@ import zstandard
 
 from refold.schemas.chunks import FLOATS, PLANES, RAW, Part, open_chunks, pack_chunks
 from refold.schemas.errors import InvalidRecord
-from refold.schemas.layout import Block, Integers, Layout
+from refold.schemas.layout import BLOCK, Block, Integers, Layout
 from refold.schemas.payload import CHUNK_BYTES
 
 Floats = npt.NDArray[np.float32]
@@ -32,6 +32,9 @@ LEVEL = 1
 MIN_MATCH, HASH_LOG = 7, 6
 """Digits are noise: matches in a plane are there by chance, and cost more than their letters. So few are looked for, and long
 ones, which leaves runs of zeros. Measured on planes whose spread is 1.5: 12 % smaller, decoded in 0.4 of the time."""
+
+SPARSE_RATIO = 64
+"""A plane whose frame is so much shorter than its digits are has few that are not zero: those alone are added."""
 
 MAX_WINDOW_BYTES = 1 << 20
 _MAGIC = b"\x28\xb5\x2f\xfd"
@@ -127,6 +130,53 @@ def decode_planes(part: Part, out: Integers | None = None) -> Integers:
         return out
     planes = [np.frombuffer(unpack_frame(frame, block.count), np.int8) for frame in part.frames]
     return join_planes(planes, [place for place in range(8) if part.mask >> place & 1], out)
+
+
+def fold_planes(part: Part, out: Integers) -> Integers:
+    """As `decode_planes`, for bytes that a digest vouches for: nothing is allocated, and planes of few digits cost little.
+
+    What lies behind a frame's end is not looked at.
+    """
+    block = part.block
+    if part.mask >> (block.width // 8):
+        raise InvalidRecord("layout", f"planes {part.mask:#x} in a block of {block.width} bits")
+    places = [place for place in range(8) if part.mask >> place & 1]
+    dense = [len(frame) * SPARSE_RATIO >= block.count for frame in part.frames]
+    full = [
+        (_plane(frame, block.count, index), place)
+        for index, (frame, place, is_dense) in enumerate(zip(part.frames, places, dense, strict=True))
+        if is_dense
+    ]
+    if full:
+        join_planes([plane for plane, _ in full], [place for _, place in full], out)
+    else:
+        out.fill(0)
+    for frame, place, is_dense in zip(part.frames, places, dense, strict=True):
+        if not is_dense:
+            plane = _plane(frame, block.count, 0)
+            where = np.flatnonzero(plane != 0)  # Of truths NumPy counts many at once.
+            out[where] += plane[where].astype(out.dtype) << (8 * place)
+    return out
+
+
+def _plane(frame: memoryview, count: int, index: int) -> npt.NDArray[np.int8]:
+    """Unpack a plane into this thread's room number `index`."""
+    room: dict[int, npt.NDArray[np.int8]] | None = getattr(_local, "room", None)
+    if room is None:
+        room = _local.room = {}
+    if index not in room:
+        room[index] = np.empty(BLOCK, np.int8)
+    if (named := frame_size(frame)) != count:
+        raise InvalidRecord("lengths", f"a frame of {named:,} bytes where {count:,} were due")
+    plane = room[index][:count]
+    try:
+        with _decompressor().stream_reader(frame, read_size=len(frame)) as reader:
+            found = reader.readinto(plane.data)
+    except zstandard.ZstdError as error:
+        raise InvalidRecord("compression", f"zstd: {error}") from error
+    if found != count:
+        raise InvalidRecord("lengths", f"a frame gave {found:,} bytes where {count:,} were due")
+    return plane
 
 
 def raw_integers(part: Part) -> Integers:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from refold.schemas.chunks import PLANES, RAW, Part, open_chunks
-from refold.schemas.codec import decode_planes, raw_integers
+from refold.schemas.codec import fold_planes, raw_integers
 from refold.schemas.layout import BLOCK, WIDE_BLOCK, Block, Integers, Layout
 from refold.schemas.model import TensorSchema
 from refold.state.lattice import limits
@@ -58,7 +58,7 @@ def fold_chunks(
             if not part.mask:
                 continue
             block = part.block
-            change = decode_planes(part, _scratch_of(block))
+            change = fold_planes(part, _scratch_of(block))
             if exponents[block.tensor]:
                 np.left_shift(change, exponents[block.tensor], out=change)
             _add(arrays[block.tensor][block.elements], change, sign)

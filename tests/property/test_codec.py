@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,17 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refold.schemas.chunks import FLOATS, PLANES, RAW
-from refold.schemas.codec import decode_floats, decode_integers, decode_raw, encode_floats, encode_integers, encode_raw
+from refold.schemas.chunks import FLOATS, PLANES, RAW, open_chunks
+from refold.schemas.codec import (
+    decode_floats,
+    decode_integers,
+    decode_planes,
+    decode_raw,
+    encode_floats,
+    encode_integers,
+    encode_raw,
+    fold_planes,
+)
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.payload import CHUNK_BYTES
@@ -143,3 +153,26 @@ def test_a_frame_that_would_grow_to_a_gigabyte_is_refused_within_the_bound(form:
     chunk = head + bytes(-len(head) % 8) + frame
     assert len(chunk) < CHUNK_BYTES
     assert decode_bounded(form, [chunk], layout) in ("compression", "lengths")
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 40, 3000, 2**28]), st.sampled_from([0.0, 1e-4, 0.2]))
+def test_what_is_folded_is_what_is_decoded_however_few_digits_a_plane_has(seed: int, scale: float, outliers: float) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = tensors(seed, scale)
+    for array in arrays:
+        array[rng.random(array.size) < outliers] <<= 20
+    for parts in open_chunks(list(encode_integers(arrays, MODEL)), MODEL, PLANES):
+        for part in parts:
+            room = np.full(part.block.count, 7, np.int32 if part.block.width == 32 else np.int64)
+            assert np.array_equal(fold_planes(part, room), decode_planes(part))
+
+
+@pytest.mark.parametrize("flip", [0, 5, 20, -1])
+def test_what_is_folded_is_refused_when_its_frame_is_damaged(flip: int) -> None:
+    layout = Layout([70_000], [32])
+    (parts,) = open_chunks(encode_integers(tensors(1, 40)[:1], layout), layout, PLANES)
+    frame = bytearray(parts[0].frames[0])
+    frame[flip] ^= 0x10
+    damaged = replace(parts[0], frames=(memoryview(bytes(frame)), *parts[0].frames[1:]))
+    with pytest.raises(InvalidRecord):
+        fold_planes(damaged, np.empty(parts[0].block.count, np.int32))
