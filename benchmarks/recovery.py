@@ -7,7 +7,8 @@ processor's time, which a busy machine disturbs less; wall time is told beside i
 - ``step``: a state one round behind is held, and the step is added.
 - ``one round behind``: nothing is held: a snapshot, then one step.
 - ``16 rounds``: a snapshot, then merged steps; ``aligned`` where one is enough.
-- ``N rounds``: from a snapshot over so many rounds by the fewest steps, the longest and awkward ones, forwards and backwards.
+- ``N rounds``: from a snapshot over so many rounds by the fewest steps, the longest and awkward ones, forwards and backwards,
+  where merged steps of every length are there; ``as kept``, with those that are kept of rounds of long ago.
 - ``checked``: the digest of the whole state is compared with the recorded one besides.
 
 Bytes: what a round costs to keep, steps and merged steps apart, beside ``torch.save`` of each round and the XOR of two rounds'
@@ -38,6 +39,7 @@ from benchmarks.replay import ChunkFile, start_again
 from refold.schemas.codec import encode_raw
 from refold.schemas.layout import Layout
 from refold.schemas.model import ModelSchema
+from refold.state.merging import is_kept
 from refold.state.model_state import ModelState
 from refold.state.optimizers import FedAdam, FedAvg
 from refold.state.paths import Leg, MergedEntry, Piece, RoundEntry, find_path
@@ -116,8 +118,13 @@ class Bench:
         return tiled_state(self._log.states[round_], self.schema, self._times)
 
     def way(self, start: int, wanted: int) -> Way:
-        """Return the way that a rebuild takes."""
+        """Return the way that a rebuild takes where every merged step is there."""
         return find_path(wanted, self.rounds, [start], self.merged.values())
+
+    def kept_way(self, start: int, wanted: int) -> Way:
+        """Return the way that a rebuild takes by the merged steps that are kept."""
+        kept = [entry for piece, entry in self.merged.items() if is_kept(piece, max(self.rounds))]
+        return find_path(wanted, self.rounds, [start], kept)
 
     def go(self, way: Way, *, checked: bool = False, threads: int = 1, held: ModelState | None = None) -> ModelState:
         """Go it."""
@@ -160,7 +167,7 @@ def checkpoint(torch: Any, state: ModelState, path: Path) -> int:
 def recovery(torch: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure all there is, and return it."""
     side, times = (TILE_SIDE, max(1, options.parameters // 1_000_000)) if options.parameters >= 1_000_000 else (64, 1)
-    near = options.rounds // 32 * 16
+    near = (options.rounds - 4) // 16 * 16
     pairs = distances(options.rounds)
     keep = {0, near, near - 1, near - 16, near - 12, near + 4, *(round_ for pair in pairs for round_ in pair)}
     log = train(torch, FedAvg(), side=side, rounds=options.rounds, keep=keep, merging=True)
@@ -173,6 +180,7 @@ def recovery(torch: Any, options: argparse.Namespace, folder: Path) -> dict[str,
         "16 rounds, not aligned": bench.way(near - 12, near + 4),
     }
     ways |= {f"{abs(end - start)} rounds, {'back' if end < start else 'on'}": bench.way(start, end) for start, end in pairs}
+    ways |= {f"{end - start} rounds, as kept": bench.kept_way(start, end) for start, end in pairs if start < end}
     ahead, backwards = bench.way(near - 1, near), Way(near, (Leg(near - 1, near, -1),))
 
     def step() -> ModelState:
@@ -199,7 +207,7 @@ def recovery(torch: Any, options: argparse.Namespace, folder: Path) -> dict[str,
         "ratio": {name: round(values[0] / took["torch.load"][0], 3) for name, values in took.items()},
         "wall_ratio": {name: round(values[1] / took["torch.load"][1], 3) for name, values in took.items()},
         "equal": equal(bench, ways),
-        "two_cores": round(two_cores(bench, list(ways.values())[-3], options.repeats), 2),
+        "two_cores": round(two_cores(bench, bench.way(*pairs[-3]), options.repeats), 2),
         "kept": kept(log, torch, side, options),
     }
 
@@ -226,13 +234,11 @@ def two_cores(bench: Bench, way: Way, repeats: int) -> float:
 def kept(log: DigitsLog, torch: Any, side: int, options: argparse.Namespace) -> dict[str, float]:
     """Return bytes a round as shares of the raw parameters."""
     raw, rounds = Layout.of(log.schema).size_bytes, len(log.singles)
-    merged: dict[int, int] = {}
-    for (first, last), coded in log.merged.items():
-        merged[last - first] = merged.get(last - first, 0) + coded.size_bytes
+    merged = {piece: coded.size_bytes for piece, coded in log.merged.items()}
     found = {
         "steps": sum(coded.size_bytes for coded in log.singles.values()) / rounds / raw,
-        "merged steps": sum(merged.values()) / rounds / raw,
-        "merged steps of 16 rounds and more": sum(size for n, size in merged.items() if n >= 16) / rounds / raw,
+        "merged steps of every length": sum(merged.values()) / rounds / raw,
+        "merged steps as kept": sum(size for piece, size in merged.items() if is_kept(piece, rounds)) / rounds / raw,
         "torch.save": 1.0,
         "xor and zstd": float(np.mean(log.xor_bytes)) / raw if log.xor_bytes else 0.0,
     }
@@ -251,7 +257,7 @@ def judged(found: dict[str, Any]) -> dict[str, tuple[float, float, bool]]:
         "far": max(ratio[name] for name in far),
         "far, checked": max(ratio[f"{name}, checked"] for name in far),
         "16 rounds' bytes": found["bytes_of_the_way"]["16 rounds, aligned"],
-        "bytes kept a round": round(found["kept"]["steps"] + found["kept"]["merged steps"], 4),
+        "bytes kept a round": round(found["kept"]["steps"] + found["kept"]["merged steps as kept"], 4),
         "two cores": found["two_cores"],
     }
     return {

@@ -206,6 +206,7 @@ class _Active:
     def _sweep(self) -> None:
         """Remove chunks of attempts that no manifest names, sparing those that may still be under way."""
         named = {taken.attempt for taken in self._history.snapshots.values()}
+        named |= {merged.attempt for merged in self._history.merged.values() if merged.attempt}
         before_ms = self._clock.wall_ms() - GRACE_MS
         for partition in range(self._partitions):
             place = Place(self._topics.snapshot_chunks, partition)

@@ -56,7 +56,8 @@ class Chunks:
         """Yield the chunks of a merged step."""
         event = self.merged_steps[piece]
         payload = event.step if part == PARAMETERS else event.slots_step
-        return self.steps.read(payload) if payload is not None else ()
+        reader = self.snapshot_chunks if event.attempt else self.steps
+        return reader.read(payload) if payload is not None else ()
 
     def snapshot(self, round_: int, part: str) -> Iterable[bytes]:
         """Yield the chunks of a snapshot; round 0 may come from `deltas`, where genesis put it."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from refold.schemas.canonical import Digest, Name, Small, Uint, Within, record
 from refold.schemas.payload import Payload
 
 
-@record(54)
+def _in_steps(fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the fields of a merged step from when its chunks lay in `steps`, for ever."""
+    return (*fields, b"")
+
+
+@record(54, version=2, upcasts={1: _in_steps})
 @dataclass(frozen=True, slots=True)
 class StepsMerged:
     """The sum of the steps of the `count` rounds after `first`, each of which was built on the one before it.
@@ -24,10 +29,12 @@ class StepsMerged:
     first_digest, last_digest
         These states' digests.
     step, step_exponents
-        The integer change of the parameters in `steps`, and its exponent j for each tensor.
+        The integer change of the parameters in `snapshot-chunks`, and its exponent j for each tensor.
     slots_step, slot_exponents
         The change of the optimizer's slots, and for each slot its name and the exponent E of each tensor; None and empty where
         the last round has no slots.
+    attempt
+        The writer's, which the chunks' keys name. Empty in merged steps from when their chunks lay in `steps`.
     """
 
     first: Uint
@@ -39,6 +46,7 @@ class StepsMerged:
     slots_step: Payload | None
     slot_exponents: tuple[tuple[Name, tuple[Small, ...]], ...]
     time_ms: Uint
+    attempt: Annotated[bytes, Within(0, 8)] = b""
 
     @property
     def last(self) -> int:
@@ -54,6 +62,11 @@ class StepsMerged:
 def merged_key(first: int, last: int) -> bytes:
     """Return the key of a merged step's manifest in `snapshots`, where plain numbers are snapshots."""
     return b"%d+%d" % (first, last - first)
+
+
+def merged_chunk_key(piece: tuple[int, int], attempt: bytes, part: bytes, index: int) -> bytes:
+    """Return the key of a chunk in `snapshot-chunks`: its merged step, the writer's attempt, its part and its number."""
+    return b"%s/%s/%s/%d" % (merged_key(*piece), attempt.hex().encode(), part, index)
 
 
 def piece_of(key: bytes) -> tuple[int, int] | None:

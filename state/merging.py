@@ -20,6 +20,13 @@ from refold.state.paths import Piece, SlotExponents
 
 MIN_ROUNDS = 2
 
+RECENT_ROUNDS = 32
+"""Merged steps of every length are kept of so many newest rounds: for who was away for a while."""
+
+LASTING_ROUNDS = 32
+"""Of older rounds those of this length and of each fourfold are kept. Measured on digits (benchmarks/recovery.py): all lengths
+together take as much again as the single steps, these a tenth of that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -119,6 +126,26 @@ def due(head: int, after: int = 0) -> Iterator[Piece]:
         while last % count == 0:
             yield last - count, last
             count *= 2
+
+
+def is_kept(piece: Piece, head: int) -> bool:
+    """Whether a merged step is kept now that `head` is the newest round. None goes before the one twice as long is due."""
+    count = piece[1] - piece[0]
+    lasts = count >= LASTING_ROUNDS and (count // LASTING_ROUNDS).bit_length() % 2 == 1
+    return lasts or head - piece[1] < max(RECENT_ROUNDS, 2 * count)
+
+
+def spanning(piece: Piece, merged: Iterable[Piece]) -> list[Piece]:
+    """Return merged and single steps that follow one another and together are this span, the longest first at each place."""
+    ends: dict[int, int] = {}
+    for first, last in merged:
+        if (first, last) != piece and last <= piece[1]:
+            ends[first] = max(last, ends.get(first, 0))
+    at, found = piece[0], []
+    while at < piece[1]:
+        found.append((at, ends.get(at, at + 1)))
+        at = found[-1][1]
+    return found
 
 
 def is_line(piece: Piece, parent_of: Callable[[int], int | None]) -> bool:

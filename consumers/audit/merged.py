@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus
 from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics
 from refold.consumers.audit.findings import SNAPSHOTS, Finding, Progress, Summary
+from refold.consumers.audit.snapshots import SnapshotAudit
 from refold.producers.lineage import Lineage
 from refold.schemas.errors import IntegrityError, InvalidRecord
 from refold.schemas.events import RoundCommitted, StepsMerged
@@ -22,11 +24,13 @@ class MergedAudit:
     """Sums again what was merged, short ones first, so that a long one needs only its halves."""
 
     def __init__(self, bus: Bus, topics: Topics, summary: Summary, manifests: dict[Piece, tuple[int, StepsMerged]]) -> None:
+        self._bus = bus
         self._topics = topics
         self._summary = summary
         self._manifests = manifests
         self._right: set[Piece] = set()
         self._steps = PayloadReader(bus, topics.steps)
+        self._chunks = PayloadReader(bus, topics.snapshot_chunks)
 
     def findings(self, schema: ModelSchema, lineage: Lineage, progress: Progress, *, load: bool) -> Iterator[Finding]:
         """Compare every merged step with the log, and with `load` its integers with the sum. Holds two steps at a time."""
@@ -36,13 +40,18 @@ class MergedAudit:
                 progress("merged steps", done, len(short_first))
                 offset, event = self._manifests[piece]
                 what = _contradiction(event, lineage) or (self._fault_in(event, schema, lineage) if load else "")
-                if what:
+                if what and self._is_there_still(event):
                     yield Finding(SNAPSHOTS, what, HINT, self._topics.snapshots, 0, offset, round=event.last)
-                else:
+                elif not what:
                     self._right.add(piece)
                     self._summary.merged += 1
         finally:
-            self._steps.close()
+            close_all(self._steps, self._chunks)
+
+    def _is_there_still(self, event: StepsMerged) -> bool:
+        """Whether a merged step was not let go or written anew while it was read."""
+        now = SnapshotAudit(self._bus, self._topics, Summary()).merged.get(event.piece)
+        return now is not None and now[1].attempt == event.attempt
 
     def _fault_in(self, event: StepsMerged, schema: ModelSchema, lineage: Lineage) -> str:
         name = f"the merged step of rounds {event.first + 1} to {event.last}"
@@ -69,8 +78,9 @@ class MergedAudit:
     def _part(self, event: StepsMerged | RoundCommitted) -> Part:
         parameters, slots = event.step, event.slots_step
         assert parameters is not None
-        open_slots: Callable[[], Iterable[bytes]] | None = (lambda: self._steps.read(slots)) if slots is not None else None
-        return Part(event.step_exponents, lambda: self._steps.read(parameters), open_slots)
+        reader = self._chunks if isinstance(event, StepsMerged) and event.attempt else self._steps
+        open_slots: Callable[[], Iterable[bytes]] | None = (lambda: reader.read(slots)) if slots is not None else None
+        return Part(event.step_exponents, lambda: reader.read(parameters), open_slots)
 
 
 def _contradiction(event: StepsMerged, lineage: Lineage) -> str:

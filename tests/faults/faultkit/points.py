@@ -24,7 +24,6 @@ POINTS = {
         "snapshots/SnapshotTaken",
         "snapshots/tombstone",
         "snapshot-chunks/tombstone",
-        "steps/Chunk",
         "snapshots/StepsMerged",
     ),
     "client": ("outbox/file", "outbox/put", "outbox/drop", "updates/Chunk", "updates/ClientUpdate", "health/Heartbeat"),
