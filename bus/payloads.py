@@ -91,10 +91,21 @@ class PayloadReader:
     ----------
     max_indexed
         Most chunks in the index; None for a topic that only the server writes, where the log itself bounds them.
+    near_records
+        How many records between two payloads are read and passed over rather than sought past; 0 where they may be large.
     """
 
-    def __init__(self, bus: Bus, topic: str, *, max_in_flight_bytes: int = 4 << 20, max_indexed: int | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        topic: str,
+        *,
+        max_in_flight_bytes: int = 4 << 20,
+        max_indexed: int | None = None,
+        near_records: int = NEAR_RECORDS,
+    ) -> None:
         self._bus = bus
+        self._near_records = near_records
         self._most_indexed = max_indexed
         self.topic = topic
         self._consumer: Consumer = bus.consumer(max_in_flight_bytes=max_in_flight_bytes)
@@ -172,7 +183,7 @@ class PayloadReader:
         if first >= end:
             return  # A hint from a longer log, or a moved one.
         # Payloads that follow one another are read on, without throwing away what was fetched ahead.
-        if not 0 <= first - self._consumer.position(place) <= NEAR_RECORDS:
+        if not 0 <= first - self._consumer.position(place) <= self._near_records:
             begin = self._bus.begin_offset(place)
             if begin >= end:
                 return

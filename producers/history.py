@@ -118,7 +118,7 @@ class History:
             self.snapshots,
             genesis.initial if genesis else None,
             PayloadReader(bus, topics.steps),
-            PayloadReader(bus, topics.snapshot_chunks),
+            PayloadReader(bus, topics.snapshot_chunks, near_records=0),
             PayloadReader(bus, topics.deltas) if genesis else None,
             self.merged,
         )

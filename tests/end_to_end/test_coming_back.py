@@ -102,8 +102,7 @@ def test_who_was_away_fetches_less_than_the_model(trained: tuple[Federation, Pat
         f"{ROUNDS} rounds behind {long.of('steps', 'snapshot-chunks'):,}; one by one {single:,}; {len(manifests)} merged steps"
     )
     assert short.of("steps", "snapshot-chunks") < MODEL_BYTES // 4
-    assert long.of("snapshot-chunks") == 0
-    assert long.of("steps") < MODEL_BYTES
+    assert long.of("snapshot-chunks", "steps") < MODEL_BYTES // 2
 
 
 def test_who_lost_the_model_fetches_a_snapshot_and_what_came_after(trained: tuple[Federation, Path]) -> None:

@@ -158,6 +158,7 @@ RAISES: dict[tuple[int, int], Raise] = {
     (50, 3): _choosing(plans=(5,)),
     (51, 1): _with_density(11),
     (51, 2): _choosing(plans=(11,)),
+    (54, 1): lambda items: [*items, b""],
     (73, 1): _without_kind,
     (141, 1): _choosing(plans=(5,)),
     (141, 2): lambda items: [*items[:-1], [], items[-1]],
