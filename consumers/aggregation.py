@@ -21,6 +21,7 @@ from refold.bus.payloads import PayloadReader, send_payload
 from refold.consumers.accepted import Deltas, OpenUpdates, aggregate
 from refold.consumers.alerts import Alerts
 from refold.consumers.checkpoints import LogSigner
+from refold.consumers.holding import Holding
 from refold.consumers.notices import notices_of, refuses_without_receipt, told_positions
 from refold.consumers.sealing import SealingKeys, destroyer
 from refold.consumers.standby import Seat, Standby
@@ -48,6 +49,7 @@ from refold.schemas.payload import Payload
 from refold.schemas.reasons import REASONS
 from refold.schemas.regrid import REGRIDDED
 from refold.schemas.rollback import ROLLED_BACK
+from refold.schemas.state_tree import named
 from refold.state.epochs import coarser, regrid
 from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
@@ -64,19 +66,24 @@ class Aggregation(Standby):
 
     name = "aggregation"
 
-    def __init__(self, seat: Seat, *, keys: SealingKeys | None = None) -> None:
+    def __init__(self, seat: Seat, *, keys: SealingKeys | None = None, holding: Holding | None = None) -> None:
         log_keys = seat.genesis.log_keys
         if log_keys and (seat.log_key is None or seat.log_key.public not in log_keys):
             raise ConfigurationError("not a log key of this federation", hint="serve with the secret that `refold init` made")
-        super().__init__(seat, topic=seat.topics.accepted, start=lambda seat: _Active(seat, keys or SealingKeys()))
+        super().__init__(
+            seat,
+            topic=seat.topics.accepted,
+            start=lambda seat: _Active(seat, keys or SealingKeys(), holding or Holding(seat.clock)),
+        )
 
 
 class _Active:
     """The member that holds the place."""
 
-    def __init__(self, seat: Seat, keys: SealingKeys) -> None:
+    def __init__(self, seat: Seat, keys: SealingKeys, holding: Holding) -> None:
         bus, topics, genesis, clock = seat.bus, seat.topics, seat.genesis, seat.clock
         self._bus, self._topics, self._genesis, self._clock = bus, topics, genesis, clock
+        self._member = seat.member
         self._destroy_void = destroyer(keys)
         self._history = History(bus, topics, genesis=genesis, on_key=self._destroy_void)
         self._history.refresh()
@@ -90,7 +97,7 @@ class _Active:
         self._writer = LedgerWriter(bus, self._history.rounds.reader, writer=seat.member, clock=clock)
         self._alerts = Alerts(bus, topics, clock)
         self._open = OpenUpdates()
-        self._state: ModelState | None = None
+        self._holding = holding
         last = self._history.lineage.checkpoint
         self._signer = LogSigner(topics.federation, seat.log_key, last) if seat.log_key and genesis.log_keys else None
 
@@ -156,7 +163,7 @@ class _Active:
         optimizer = from_settings(closed.optimizer, closed.optimizer_settings)
         step = compute_step(state, aggregate(members, self._payloads, closed.rule, state.schema), optimizer)
         if isinstance(step, Void):
-            self._state = state
+            self._holding.put(state)
             self._warn_of_void(closed.round, step)
             made = _void(closed, state, f"tensor {step.tensor!r}: {step.reason}")
             return [made, Overflowed(closed.round, step.beyond)] if coarser(state.schema, step.beyond) else [made]
@@ -165,14 +172,15 @@ class _Active:
         # 2. Its chunks.
         parameters, slots = self._write(step, closed.round)
         step.apply(state, round_=closed.round)
-        self._state = state
+        self._holding.put(state)
         return [_applied(closed, state, step, parameters, slots)]
 
     def _regridded(self, event: Regridded) -> RoundCommitted:
         """Return the round that a regridding opens: its parent's state, rounded to coarser cells."""
         state = self._state_of(event.parent)
         regrid(state, event.exponents)
-        state.round, self._state = event.round, state
+        state.round = event.round
+        self._holding.put(state)
         tree = state.tree()
         return RoundCommitted(
             event.round,
@@ -223,11 +231,27 @@ class _Active:
         )
 
     def _state_of(self, round_: int) -> ModelState:
-        state, self._state = self._state, None
+        state = self._sound(self._holding.take())
         if state is None or state.round != round_:
             self._history.refresh()
             state = self._history.rebuild(round_, held=state)
         return state
+
+    def _sound(self, state: ModelState | None) -> ModelState | None:
+        """Return what was held where it still is what the log says of its round; else say where it differs, and let it go."""
+        due = self._history.lineage.state_digest(state.round) if state is not None else None
+        if state is None or due is None:
+            return state
+        tree = state.tree()
+        if tree.state_digest == due:
+            return state
+        self._history.refresh()
+        true = self._history.rebuild(state.round)
+        where = named(true.schema, tree.differences(true.tree())) or "its tensors' shapes"
+        what = f"the state of round {state.round} in this server's memory differs from the log's in {where}"
+        advice = "the round was taken anew, and no step rests on what was wrong; test this machine's memory"
+        self._alerts.raise_(self._member, "error", what, advice, state.round, kind="diverged")
+        return true
 
     def _write(self, step: Step, round_: int) -> tuple[Payload, Payload | None]:
         key = str(round_).encode()
@@ -269,6 +293,7 @@ class _Active:
         )
 
     def close(self) -> None:
+        self._holding.put(None)
         close_all(self._history, self._accepted, self._deltas, self._producer, self._writer, self._alerts)
 
 

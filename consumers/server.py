@@ -26,6 +26,7 @@ from refold.consumers.delivery import Courier
 from refold.consumers.detection import Detection
 from refold.consumers.detectors import Ensemble
 from refold.consumers.health import Health, HealthSettings
+from refold.consumers.holding import Holding
 from refold.consumers.inspection import Inspector
 from refold.consumers.modelcheck import Evaluation
 from refold.consumers.sealing import SealingKeys
@@ -42,6 +43,7 @@ from refold.schemas.errors import (
     UsageError,
 )
 from refold.schemas.events import Genesis
+from refold.schemas.held import StateHeld
 from refold.schemas.identity import INSECURE
 from refold.schemas.keys import log_key
 
@@ -167,6 +169,7 @@ class Server:
         self._keys = keys or SealingKeys()
         self._groups = tuple(groups)
         self._clock = clock or SystemClock()
+        self._holding = Holding(self._clock)
         self._ensemble = ensemble
         self._health = health
         self._evaluation = evaluation
@@ -202,6 +205,11 @@ class Server:
         """Return how the members of this process get on."""
         now_s = time.monotonic()
         return [AtWork(pulse.group, now_s - pulse.stepped_s, pulse.failures) for pulse in self._pulses]
+
+    def holds(self) -> tuple[StateHeld, ...]:
+        """Return the states that this process keeps between rounds, as they are in its memory."""
+        shown = self._holding.shown("aggregation")
+        return (shown,) if shown is not None else ()
 
     def dead(self) -> str:
         """Return why this server cannot go on by itself, or ""."""
@@ -253,7 +261,7 @@ class Server:
             case "detection":
                 return lambda: Detection(bus, topics, self._inspector(), member=member, clock=clock, ensemble=self._ensemble)
             case "aggregation":
-                return lambda: Aggregation(seat, keys=self._keys)
+                return lambda: Aggregation(seat, keys=self._keys, holding=self._holding)
             case "health":
                 return lambda: Health(seat, settings=self._health)
             case _:

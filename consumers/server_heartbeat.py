@@ -15,6 +15,7 @@ from refold.consumers.server import AtWork
 from refold.producers.heartbeat import SIGNATURE_BYTES, Beating, Letter
 from refold.producers.reporting import BEAT_BYTES
 from refold.schemas.canonical import encode
+from refold.schemas.held import StateHeld
 from refold.schemas.keys import SERVER_HEARTBEAT_TAG, SigningKey
 from refold.schemas.updates import GroupStatus, ServerHeartbeat, server_heartbeat_digest
 
@@ -29,6 +30,8 @@ class ServerHeartbeatThread(Beating):
     ----------
     members
         Tells how the members of this process get on.
+    holds
+        Tells which states they keep between rounds.
     key
         The log's key; None where the log has none, and nobody can know the beats for genuine.
     """
@@ -41,6 +44,7 @@ class ServerHeartbeatThread(Beating):
         members: Callable[[], Sequence[AtWork]],
         key: SigningKey | None,
         *,
+        holds: Callable[[], tuple[StateHeld, ...]] = tuple,
         interval_s: float,
         clock: Clock,
         folder: Path | None = None,
@@ -48,6 +52,7 @@ class ServerHeartbeatThread(Beating):
         super().__init__(bus, topics, member, interval_s=interval_s, clock=clock, folder=folder)
         self._member = member
         self._members = members
+        self._holds = holds
         self._key = key
         self._life = os.urandom(8)
         self._beat = 0
@@ -85,6 +90,7 @@ class ServerHeartbeatThread(Beating):
             key_id,
             b"",
             None,
+            self._holds(),
         )
 
 

@@ -114,6 +114,7 @@ def _beating(federation: Federation, server: Server) -> Iterator[None]:
         server.member,
         server.members,
         log_key(federation.keyring.secret(genesis.secret_digest)) if genesis.log_keys else None,
+        holds=server.holds,
         interval_s=genesis.policy.heartbeat_ms / 1000,
         clock=SystemClock(),
         folder=Path.cwd(),

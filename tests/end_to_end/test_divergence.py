@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 import refold
-from refold.bus.clock import ManualClock
+from refold.bus.clock import ManualClock, SystemClock
 from refold.bus.ledger import read_all
 from refold.bus.memory import MemoryBus
+from refold.consumers.server_heartbeat import ServerHeartbeatThread
 from refold.federation import Federation
 from refold.producers.held_digest import Held, difference
 from refold.producers.task import Task
 from refold.schemas.canonical import decode
 from refold.schemas.checks import Alert
 from refold.schemas.events import UpdateAccepted, UpdateRejected
-from refold.schemas.keys import SigningKey
+from refold.schemas.keys import SigningKey, log_key
 from refold.state.model_state import ModelState
+from refold.state.optimizers import FedAdam
 from refold.testing import eventually
 
 MODEL = {"w": np.zeros((60, 50), "f4"), "b": np.zeros(7, "f4")}
@@ -108,3 +110,37 @@ def test_looking_takes_a_bounded_share_of_the_time_and_says_what_it_found_last(f
     assert looked.digest() == held.parameters_digest
     assert looked.has_diverged
     assert difference(held, true) == "b, block 0 of 1 (elements 0 to 6)"
+
+
+@pytest.mark.parametrize("place", ["parameters", "optimizer"])
+def test_a_bit_that_flips_in_a_servers_memory_never_reaches_the_log(tmp_path: Path, place: str) -> None:
+    plan = refold.Plan(minimum=1, rounds=3, heartbeat_s=0.05)
+    with MemoryBus() as bus:
+        made = refold.create(
+            "memory:toy", MODEL, plan=plan, keys=tmp_path, partitions=1, bus=bus, optimizer=FedAdam(lr=0.01), defence="none"
+        )
+        made.enroll("ann", SigningKey.load_or_create(tmp_path / "ann.pem").public)
+        with made, made.serve() as server, made.client("ann", key=tmp_path / "ann.pem", outbox=tmp_path / "ann") as client:
+            key = log_key(made.keyring.secret(made.genesis.secret_digest))
+            beats = ServerHeartbeatThread(
+                bus, made.topics, "host", server.members, key, holds=server.holds, interval_s=0.05, clock=SystemClock()
+            )
+            for task in client.tasks():
+                if task.round == 3:
+                    eventually(lambda: bool(server.holds()) and server.holds()[0].round == 2)
+                    state = server._holding._state
+                    assert state is not None
+                    flipped = state.parameters[0] if place == "parameters" else state.slots["m"][0]
+                    flipped[1234] ^= 1 << 9
+                    eventually(lambda: bool(alerts(made, "diverged")), what="an alert, by a heartbeat, of what a server holds")
+                train(task)
+            beats.close()
+            eventually(lambda: made.head == 3)
+            half = "parameters" if place == "parameters" else "optimizer state"
+            tensor = "w" if place == "parameters" else "m/w"
+            where = f"{tensor}, block 0 of 1 (elements 0 to 2999)"
+            assert [(alert.severity, alert.what) for alert in alerts(made, "diverged")] == [
+                ("error", f"host holds, for aggregation, other {half} of round 2 than the log's"),
+                ("error", f"the state of round 2 in this server's memory differs from the log's in {where}"),
+            ]
+            assert made.rebuild(3, start=0).round == 3, "its digest is the one that its steps lead to"
