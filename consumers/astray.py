@@ -99,9 +99,8 @@ class Astray:
         if before is not None:
             return "back"
         told = beat.training
-        if told is None or node is None or told.life != node.life:
-            return ""
-        return "training" if node.steps.get(told.step, told.digest) != told.digest else ""
+        is_known = told is None or (node is not None and told.life == node.life and node.steps.get(told.step) == told.digest)
+        return "" if is_known else "training"
 
     def _state(self, node: _Node, beat: Heartbeat, known: Known) -> list[Strayed]:
         before, node.astray = node.astray, beat if differs(beat, known) else None

@@ -17,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 
+from refold.bus.clock import SystemClock
 from refold.federation import Federation
+from refold.producers.held_digest import Held, difference
 from refold.producers.history import History
 from refold.schemas.errors import BusError, ConfigurationError, NotFoundError, TryAgainError
 from refold.state.model_state import ModelState
@@ -61,6 +63,7 @@ class Replica:
         self._path = Path(path) if path is not None else None
         self._history = History(federation.bus, federation.topics, slots=False)
         self._state: ModelState | None = None
+        self._held: Held | None = None
         self._seen_s = float("-inf")
         self.model: Model | None = None
         """The newest model; replaced whole, so that a reader in another thread holds one round's."""
@@ -89,9 +92,10 @@ class Replica:
         self._history.rounds.poll(timeout_s)
         lineage = self._history.refresh()
         self._seen_s = time.monotonic()
+        self._mend()
         if lineage.opened is None or (self.model is not None and self.model.round == lineage.head):
             return False
-        held, self._state = self._state, None
+        held, self._state, self._held = self._state, None, None
         try:
             state = self._history.rebuild(lineage.head, held=held, slots=False)
         except NotFoundError:
@@ -99,8 +103,19 @@ class Replica:
         self._publish(state)
         return True
 
+    def _mend(self) -> None:
+        """Let go of a model that changed in memory, so that the newest round is made anew and published again."""
+        held, state = self._held, self._state
+        if held is None or state is None or held.digest() == (self._history.lineage.parameters_digest(state.round) or b""):
+            return
+        self._state = self._held = self.model = None
+        where = difference(state, self._history.rebuild(state.round, slots=False))
+        log.warning("the model of round %d in memory is not the log's; it is made anew: %s", state.round, where)
+
     def _publish(self, state: ModelState) -> None:
-        digest = state.parameters_digest.hex()
+        found = state.parameters_digest
+        self._held = Held(state, found, SystemClock())
+        digest = found.hex()
         if self._path is not None:
             state.safetensors(self._path)
         self.model = Model(self._federation.name, state.round, digest, state.to_safetensors())

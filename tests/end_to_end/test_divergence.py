@@ -144,3 +144,26 @@ def test_a_bit_that_flips_in_a_servers_memory_never_reaches_the_log(tmp_path: Pa
                 ("error", f"the state of round 2 in this server's memory differs from the log's in {where}"),
             ]
             assert made.rebuild(3, start=0).round == 3, "its digest is the one that its steps lead to"
+
+
+def test_a_training_that_comes_back_in_another_state_than_it_told_of_is_found(federation: Federation, tmp_path: Path) -> None:
+    with federation.serve(), federation.client("ann", key=tmp_path / "ann.pem", outbox=tmp_path / "ann") as client:
+        task = next(client.tasks())
+        optimizer = {"momentum": np.zeros(4, "f4")}
+        first = task.checkpoint(optimizer=optimizer)
+        for step in first.batches(range(3)):
+            optimizer["momentum"] += np.float32(step)
+        assert client._heartbeat is not None
+        told = client._heartbeat.vitals.training
+        assert told is not None
+        assert (told.round, told.step) == (1, 3)
+        assert client._heartbeat.beat_now(10.0)
+        eventually(lambda: not alerts(federation, "diverged"))
+        again = task.checkpoint(optimizer={"momentum": np.zeros(4, "f4")})
+        assert again.restored
+        assert client._heartbeat.vitals.training == told, "what was brought back is what was kept"
+        optimizer["momentum"][2] = 7.0
+        first.save()
+        eventually(lambda: bool(alerts(federation, "diverged")), what="an alert of the training that changed")
+    (alert,) = alerts(federation, "diverged")
+    assert alert.what == "ann's training for round 1 tells of another optimizer and model at step 3 than before"

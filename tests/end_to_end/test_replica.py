@@ -108,3 +108,21 @@ def test_a_standing_replica_takes_over_from_a_server_that_is_killed(federation: 
     assert f"round 10, parameters {federation.rebuild(10).parameters_digest.hex()[:16]}" in lines
     assert federation.rebuild(10).numpy()["w"].mean() == pytest.approx(2.5, rel=1e-3)
     assert not [finding for finding in federation.verify(quick=True).findings if finding.is_broken]
+
+
+def test_a_replica_whose_model_changed_in_memory_makes_it_anew(
+    federation: Federation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "now.safetensors"
+    with SteppedServer(federation) as server, Replica(federation, path=path) as replica:
+        server.settle()
+        train(federation, tmp_path, 2, server)
+        assert replica.follow(0.0)
+        before, state = replica.model, replica._state
+        assert state is not None
+        state.parameters[0][5] ^= 1 << 12
+        path.unlink()
+        eventually(lambda: replica.follow(0.0), what="a look at what is held")
+        assert replica.model == before
+        assert "made anew: w, block 0 of 1 (elements 0 to 7)" in caplog.text
+        assert path.exists()
