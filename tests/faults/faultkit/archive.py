@@ -41,6 +41,7 @@ def all_events(bus: Bus, topic: str, path: Path | None) -> list[Kept]:
     found = {(record.partition, record.offset): record.value or b"" for record in there}
     if path is not None and path.exists():
         with closing(sqlite3.connect(path, timeout=30)) as connection:
+            connection.execute(_SCHEMA)  # Its writer may have made the file and not come to the table yet.
             rows = connection.execute("SELECT partition, offset, value FROM records WHERE topic = ?", (topic,)).fetchall()
         found |= {(partition, offset): value for partition, offset, value in rows}
     return [Kept(*place, value) for place, value in sorted(found.items())]
