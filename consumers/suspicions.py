@@ -69,7 +69,7 @@ def _suspected(event: object) -> Iterator[tuple[str, Suspicion]]:
     match event:
         case UpdateRejected() if "equivocation" in event.reasons:
             client = event.origin.client
-            what = f"{client} sent two different updates under one number, and is frozen: nothing of it is taken"
+            what = f"{client} sent two different updates or heartbeats under one number, and is frozen: nothing of it is taken"
             advice = (
                 "it lies, its key is in two hands, or its disk was restored from a copy; "
                 "then `refold quarantine release` lets it in again, and `refold revoke` takes the key from it"

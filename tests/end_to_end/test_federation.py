@@ -809,14 +809,14 @@ def test_f17_a_client_that_is_refused_at_once_asks_again_at_its_own_pace(make: M
 def test_f06_a_client_that_lost_its_disk_goes_on_though_its_new_session_sorts_below_the_old(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log has not moved between its two lives, so only a random number orders them; a refusal's receipt puts it above."""
+    """The log has not moved between its two lives, so only clock and chance order them; a refusal's receipt puts it above."""
     world = make(rounds=5, minimum=2, deadline_s=2.0)
     with world.federation.serve():
         eventually(lambda: 0 in world.federation.history().snapshots)
-    monkeypatch.setattr("refold.producers.client._nonce", lambda index, last: b"\xff" * 8)
+    monkeypatch.setattr("refold.producers.client._nonce", lambda index, last, now_ms: b"\xff" * 8)
     with world.client("ann", outbox=world.folder / "lost") as client:
         trains("ann")(next(client.tasks()))
-    monkeypatch.setattr("refold.producers.client._nonce", lambda index, last: bytes(8))
+    monkeypatch.setattr("refold.producers.client._nonce", lambda index, last, now_ms: bytes(8))
     with world.federation.serve() as server:
         world.spawn("ann", outbox=world.folder / "new")
         for name in ("bob", "eve"):
