@@ -34,6 +34,8 @@ MOST_SERVERS, MOST_AT_ONCE = 256, 256
 FORGOTTEN_S, OLDEST_MS = 3600.0, 600_000
 """A beat of a life not heard before is none of now if it is older than this."""
 NEVER, EVEN_LESS = 1e9, 2e9
+PATIENCE = 2
+"""A server may be silent for so many times as long as a client: servers start beside it, and a turn of its may be long."""
 
 
 @dataclass(slots=True)
@@ -47,7 +49,8 @@ class Servers:
     _last: dict[str, ServerHeartbeat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        silence_alone = replace(self.policy, raise_at=NEVER, severe_at=EVEN_LESS, score_at=NEVER)
+        least = {name: PATIENCE * getattr(self.policy, name) for name in ("suspect_beats", "dead_beats", "silence_s")}
+        silence_alone = replace(self.policy, raise_at=NEVER, severe_at=EVEN_LESS, score_at=NEVER, **least)
         self.monitor = Monitor(silence_alone, self.genesis.policy.heartbeat_ms / 1000, stalls_from=1)
 
     def take(self, beats: Iterable[ServerHeartbeat], now_s: float, wall_ms: int) -> None:
