@@ -62,6 +62,10 @@ class Event:
         self._is_set = True
         self._scheduler.wake_all()
 
+    def clear(self) -> None:
+        """Set it back."""
+        self._is_set = False
+
     def is_set(self) -> bool:
         """Whether it is set."""
         return self._is_set
