@@ -26,7 +26,7 @@ from refold.bus.topics import event_headers
 from refold.consumers.alerts import Alerts
 from refold.consumers.commands import send_command
 from refold.consumers.delivery import Sink
-from refold.consumers.listening import Listener, heard_in
+from refold.consumers.listening import Heard, Listener, heard_in
 from refold.consumers.logsight.nodes import NodeLogs
 from refold.consumers.monitoring.kinds import KINDS, LOG, WARNING
 from refold.consumers.monitoring.monitor import Monitor
@@ -44,11 +44,12 @@ from refold.schemas.events import UpdateAccepted, UpdateRejected
 from refold.schemas.health import DEAD
 from refold.schemas.keys import SigningKey
 from refold.schemas.reasons import blames
-from refold.schemas.updates import TRAIN, WATCHING, Heartbeat, ServerHeartbeat
+from refold.schemas.updates import TRAIN, ServerHeartbeat
 
 log = logging.getLogger("refold.health")
 
 LEAST_REPORT_S = 5.0
+NODES_PER_S = 1000.0
 MOST_READS = 20
 """Polls of `health` in one turn: a flood must not keep the group from its other work."""
 
@@ -115,8 +116,8 @@ class Watcher:
         # 2. Beats.
         records, is_at_end = self._read()
         now_s = self._clock.monotonic_s()
-        for beat in self._take(records, now_s):
-            self._hear_log(beat, now_s)
+        for heard in self._take(records, now_s):
+            self._hear_log(heard, now_s)
         if not is_at_end:
             return True
         changes = [*self.monitor.tick(now_s), *self.servers.tick(now_s)]
@@ -131,13 +132,13 @@ class Watcher:
         self._report([change.client for change in changes if self._is_known(change.client)], now_s)
         return moved or bool(records)
 
-    def _take(self, records: Sequence[Record], at_s: float) -> Iterator[Heartbeat]:
+    def _take(self, records: Sequence[Record], at_s: float) -> Iterator[Heard]:
         """Let the monitors take in what is believed of these records, and yield the clients' beats."""
         of_servers: list[ServerHeartbeat] = []
-        for beat, _, sample in self.listener.believed(self._roster, heard_in(records, self._topics.federation, of_servers)):
-            if beat.activity != WATCHING:
-                self.monitor.take(sample, at_s)
-            yield beat
+        for heard in self.listener.believed(self._roster, heard_in(records, self._topics.federation, of_servers)):
+            if not heard.is_watching:
+                self.monitor.take(heard.sample, at_s)
+            yield heard
         self.servers.take(of_servers, at_s, self._clock.wall_ms())
 
     def _is_known(self, node: str) -> bool:
@@ -163,14 +164,17 @@ class Watcher:
                 self._logs.keep(self._roster.active)
         return bool(entries)
 
-    def _hear_log(self, beat: Heartbeat, now_s: float) -> None:
+    def _hear_log(self, heard: Heard, now_s: float) -> None:
         """Look at the digest of a node's log. What is unusual marks the node; of one without beats it is told at once."""
-        note = self._logs.take(beat, now_s)
-        if note and beat.client in self.monitor.nodes:
-            self.monitor.note(beat.client, LOG, note)
+        if heard.log is None:
+            return
+        client = heard.sample.client
+        note = self._logs.take(client, heard.log, now_s, is_watching=heard.is_watching)
+        if note and client in self.monitor.nodes:
+            self.monitor.note(client, LOG, note)
         elif note:
-            advice = KINDS[LOG].advice.replace("NODE", beat.client)
-            self._alerts.raise_(beat.client, WARNING, f"logs: {note}", advice, self._roster.plan.round, kind=LOG)
+            advice = KINDS[LOG].advice.replace("NODE", client)
+            self._alerts.raise_(client, WARNING, f"logs: {note}", advice, self._roster.plan.round, kind=LOG)
 
     def _read(self) -> tuple[list[Record], bool]:
         """Return what is new in `health`, and whether that is all."""
@@ -240,7 +244,9 @@ class Watcher:
             )
 
     def _report(self, changed: Sequence[str], now_s: float) -> None:
-        every_s, wall_ms = max(LEAST_REPORT_S, 2 * self._interval_s), self._clock.wall_ms()
+        # Of many nodes less often: what changed is told at once anyway.
+        every_s = max(LEAST_REPORT_S, 2 * self._interval_s, len(self.monitor.nodes) / NODES_PER_S)
+        wall_ms = self._clock.wall_ms()
         about = ((self.servers.monitor, self.monitor), now_s, wall_ms, int(every_s * 1000))
         if now_s - self._reported_s >= every_s or not self._written.knows(changed):
             self._reported_s = now_s

@@ -15,6 +15,7 @@ from refold.bus.contract import Record
 from refold.consumers.monitoring.readings import Sample
 from refold.consumers.roster import Roster
 from refold.schemas.canonical import decode
+from refold.schemas.condition import MEASURES, LogDigest
 from refold.schemas.errors import InvalidRecord
 from refold.schemas.keys import HEARTBEAT_TAG, verify_beat
 from refold.schemas.updates import FAREWELL, WATCHING, Heartbeat, ServerHeartbeat, encoded_heartbeat_digest
@@ -31,19 +32,30 @@ Who = tuple[str, bool]
 
 
 class Heard(NamedTuple):
-    """A beat, what its signature is over, and what it says in the units in which nodes are watched."""
+    """What is kept of a beat until it is believed, and what its signature is over.
 
-    beat: Heartbeat
-    digest: bytes
+    The record itself is fifty objects. A thousand that are read at once and kept would all be new memory each time.
+    """
+
     sample: Sample
+    log: LogDigest | None
+    key_id: bytes
+    signature: bytes
+    digest: bytes
+
+    @property
+    def place(self) -> Place:
+        """Where it stands among those of its client."""
+        return self.sample.session, self.sample.beat
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether it is of one who follows the client's logs, and no sign of life of it."""
+        return self.sample.activity == WATCHING
 
 
 def heard_in(records: Iterable[Record], federation: str, servers: list[ServerHeartbeat]) -> Iterator[Heard]:
-    """Yield the clients' beats among records of `health`; those of servers are added to `servers`.
-
-    Digest and sample are made while the bytes are at hand: of a thousand beats read at once, the first is out of the
-    processor's cache again when the last is read.
-    """
+    """Yield the clients' beats among records of `health`; those of servers are added to `servers`."""
     for record in records:
         encoded = record.value or b""
         try:
@@ -51,7 +63,8 @@ def heard_in(records: Iterable[Record], federation: str, servers: list[ServerHea
         except InvalidRecord:
             continue
         if isinstance(beat, Heartbeat) and beat.federation == federation:
-            yield Heard(beat, encoded_heartbeat_digest(encoded, beat), sample_of(beat))
+            log = beat.condition.log if beat.condition else None
+            yield Heard(sample_of(beat), log, beat.key_id, beat.signature, encoded_heartbeat_digest(encoded, beat))
         elif isinstance(beat, ServerHeartbeat) and beat.federation == federation:
             servers.append(beat)
 
@@ -67,12 +80,11 @@ class Listener:
         """Yield the beats that count, those of one client in their order."""
         of: dict[Who, list[Heard]] = {}
         for heard in beats:
-            beat = heard.beat
-            if roster.required and beat.client not in roster.active:
+            client = heard.sample.client
+            if roster.required and client not in roster.active:
                 self.ignored["unknown"] += 1
             else:
-                who = (beat.client, beat.activity == WATCHING)
-                of.setdefault(who, []).append(heard)
+                of.setdefault((client, heard.is_watching), []).append(heard)
         for who, found in of.items():
             yield from self._of_one(roster, who, found)
 
@@ -81,7 +93,7 @@ class Listener:
         held: list[Heard] = []
         looked = 0
         if len(beats) > 1:
-            beats.sort(key=lambda heard: self._is_expected(who, heard.beat), reverse=True)
+            beats.sort(key=lambda heard: self._is_expected(who, heard.place), reverse=True)
         for heard in beats:
             if len(held) == MOST_AT_ONCE or looked == MOST_LOOKED_AT:
                 break
@@ -93,30 +105,26 @@ class Listener:
                 held.append(heard)
         if looked < len(beats):
             self.ignored["flood"] += len(beats) - looked
-        held.sort(key=lambda heard: _place(heard.beat))
+        held.sort(key=lambda heard: heard.place)
         for heard in held:
-            place = _place(heard.beat)
-            if place > self._last.get(who, NEVER):  # Two may have one number.
-                self._last[who] = place
+            if heard.place > self._last.get(who, NEVER):  # Two may have one number.
+                self._last[who] = heard.place
                 yield heard
 
-    def _is_expected(self, who: Who, beat: Heartbeat) -> tuple[bool, Place]:
+    def _is_expected(self, who: Who, place: Place) -> tuple[bool, Place]:
         """Return what those are sorted by that are likely to hold: next to the last one that held, then new."""
         session, number = self._last.get(who, NEVER)
-        place = _place(beat)
         return place[0] == session and number < place[1] <= number + NEAR, place
 
     def _fault(self, roster: Roster, who: Who, heard: Heard) -> str:
-        beat = heard.beat
-        if _place(beat) <= self._last.get(who, NEVER):
+        if heard.place <= self._last.get(who, NEVER):
             return "old"
         if not roster.required:
-            return "unsigned" if beat.activity == FAREWELL else ""  # Anyone could send another away.
-        standing = roster.clients[beat.client]
-        public = standing.keys.valid.get(beat.key_id)
-        if public is None or not beat.signature:
+            return "unsigned" if heard.sample.activity == FAREWELL else ""  # Anyone could send another away.
+        public = roster.clients[heard.sample.client].keys.valid.get(heard.key_id)
+        if public is None or not heard.signature:
             return "unsigned"
-        return "" if verify_beat(public, HEARTBEAT_TAG, heard.digest, beat.signature) else "forged"
+        return "" if verify_beat(public, HEARTBEAT_TAG, heard.digest, heard.signature) else "forged"
 
     def keep(self, roster: Roster) -> None:
         """Forget clients that may no longer take part."""
@@ -146,7 +154,7 @@ def sample_of(beat: Heartbeat) -> Sample:
         clock_s,
         beat.activity,
         beat.round,
-        dict(said.measures),
+        {_NAMES.get(name, name): value for name, value in said.measures},
         said.left_out,
         steps,
         age_s,
@@ -155,5 +163,5 @@ def sample_of(beat: Heartbeat) -> Sample:
     )
 
 
-def _place(beat: Heartbeat) -> Place:
-    return (beat.session_index, beat.session_nonce), beat.beat
+_NAMES = {name: name for name in MEASURES}
+"""One string for each name, instead of one for each beat that is remembered."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from refold.consumers.logsight.sight import LogSight
-from refold.schemas.updates import WATCHING, Heartbeat
+from refold.schemas.condition import LogDigest
 
 FILES = "'s log files"
 MOST_CHARACTERS = 300
@@ -17,12 +17,10 @@ class NodeLogs:
     def __init__(self) -> None:
         self._sight = LogSight()
 
-    def take(self, beat: Heartbeat, now_s: float) -> str:
-        """Take in a beat that is believed; return what is unusual about its log, or ""."""
-        if beat.condition is None or beat.condition.log is None:
-            return ""
-        name = beat.client + (FILES if beat.activity == WATCHING else "")
-        found = self._sight.take(name, beat.condition.log, now_s)
+    def take(self, client: str, digest: LogDigest, now_s: float, *, is_watching: bool) -> str:
+        """Take in what a beat that is believed says of a log; return what is unusual about it, or ""."""
+        name = client + (FILES if is_watching else "")
+        found = self._sight.take(name, digest, now_s)
         if not found:
             return ""
         worst = max(found, key=lambda one: one.score)
