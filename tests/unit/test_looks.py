@@ -133,7 +133,7 @@ def test_a_federation_records_its_rate_and_detection_judges_by_it() -> None:
     from refold.consumers.detection import _ensemble_of
     from refold.founding import _defence
 
-    usual, strict = (_defence("all", "", "weighted_mean", 0.2, rate) for rate in (0.003, 0.01))
+    usual, strict = (_defence("all", "", "weighted_mean", 0.2, rate, "refuse") for rate in (0.003, 0.01))
     assert dict(usual.settings) == {}
     assert dict(strict.settings) == {FALSE_ALARM_PPM: 10_000}
     limits = [

@@ -64,8 +64,9 @@ def features_of(deltas: Floats) -> tuple[Features, ...]:
     return tuple(features for features in found if isinstance(features, Features))
 
 
-DRAWN = ("forest", "tree")
-"""Detectors whose trees are few and drawn: what they find differs from world to world, and is asked of several."""
+DRAWN = ("forest", "one-class", "tree")
+"""Detectors whose trees are few and drawn, or whose boundary is: what they find differs from world to world, and is asked of
+several."""
 
 NOT_OF_DELTAS, WITH_TORCH = ("reported", "root"), ("autoencoder", "gan")
 
