@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from refold.bus.contract import partition_for
 from refold.consumers.pending import Pending
 from refold.consumers.roster import Roster
 from refold.consumers.standing import NOT_FIRST, UNSEEN, Source, Standing
@@ -15,16 +16,19 @@ REVERSIBLE = frozenset({"abandoned-branch", "former-lattice", "stale"})
 """Reasons that go by what the newest round stands on: a rollback can undo them while the update waits."""
 
 
-def authentic(roster: Roster, update: ClientUpdate, digest: bytes, source: Source) -> str:
+def authentic(roster: Roster, update: ClientUpdate, digest: bytes, source: Source, partitions: int) -> str:
     """Return why nobody can be held to an update, or "".
 
     A key counts at a place of `updates`: one that was replaced still speaks for what lay before the request that replaced it.
+    And only in its client's own partition, of so many: what lies in another is a copy that anyone may have made, apart from its
+    chunks, and its client waits for what becomes of the original.
     """
     body = update.body
     if body.federation != roster.genesis.federation:
         return "wrong-federation"
+    misplaced = "misplaced" if source[0] != partition_for(body.client.encode(), partitions) else ""
     if not roster.required:
-        return ""
+        return misplaced
     standing = roster.clients.get(body.client)
     if standing is None or not standing.keys.ever:
         return "not-enrolled"
@@ -33,7 +37,9 @@ def authentic(roster: Roster, update: ClientUpdate, digest: bytes, source: Sourc
     public = standing.keys.speaking(body.key_id, source) or (retired.public if retired else None)
     if public is None:
         return fault
-    return fault if verify(public, UPDATE_TAG, digest, update.signature) else "signature"
+    if not verify(public, UPDATE_TAG, digest, update.signature):
+        return "signature"
+    return fault or misplaced
 
 
 def key_fault(standing: Standing, key: bytes, source: Source) -> str:

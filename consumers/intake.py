@@ -188,7 +188,7 @@ class Intake:
     def _judge_admission(self, fact: Checked, update: ClientUpdate, checked_offset: int) -> Pending:
         digest = update.digest
         source = (fact.partition, fact.offset)
-        fault = authentic(self._roster, update, digest, source)
+        fault = authentic(self._roster, update, digest, source, len(self.coverage))
         if fault:
             return self._unattributed(fact, checked_offset, fault, f"claims to be {update.body.client!r}")
         body = update.body

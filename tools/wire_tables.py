@@ -38,7 +38,7 @@ MEANINGS = {
     "not-enrolled": "Nobody enrolled a client of this name. No receipt.",
     "unknown-key": "The key is not one of this client's. No receipt.",
     "revoked-key": "The key was this client's, and was revoked or replaced before. No receipt.",
-    "misplaced": "A request for a key lies in another partition than its client's. No receipt.",
+    "misplaced": "An update, or a request for a key, lies in another partition than its client's. No receipt.",
     "token": "A request for a key names a token that is unknown, used, cancelled or out of date. No receipt.",
     "possession": "A request for a key is not signed by that key. No receipt.",
     "known-key": "A request for a key asks for one that the client had before. No receipt.",

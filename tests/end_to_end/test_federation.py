@@ -403,6 +403,7 @@ CRAFTED: dict[str, tuple[Crafted, str]] = {
     "a tombstone": (lambda w: raw(w, None), "form"),
     "a record of another type": (lambda w: raw(w, encode(EnrolClient("eve", bytes(32)))), "unknown-type"),
     "a manifest that is not canonical": (lambda w: raw(w, b"\xdc\x00\x04" + w.craft("eve").manifest[1:]), "not-canonical"),
+    "a copy in another client's partition": (lambda w: elsewhere(w, w.craft("eve").manifest), "misplaced"),
     "half a manifest": (lambda w: raw(w, w.craft("eve").manifest[:100]), "form"),
 }  # fmt: skip
 
@@ -415,6 +416,14 @@ def encode_tail(examples: int) -> bytes:
 def raw(world: World, value: bytes | None) -> int:
     with world.federation.bus.producer() as producer:
         return producer.send(world.federation.topics.updates, value, key=b"eve").result()
+
+
+def elsewhere(world: World, manifest: bytes) -> int:
+    topic = world.federation.topics.updates
+    partitions = world.federation.bus.topics()[topic].partitions
+    other = (partition_for(b"eve", partitions) + 1) % partitions
+    with world.federation.bus.producer() as producer:
+        return producer.send(topic, manifest, key=b"eve", partition=other).result()
 
 
 @pytest.mark.parametrize("what", CRAFTED)

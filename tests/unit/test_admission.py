@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refold.bus.contract import partition_for
 from refold.bus.ledger import Entry
 from refold.consumers.admission import authentic, final_reason, refusal
 from refold.consumers.pending import Pending
@@ -124,7 +125,7 @@ def rejected(made: UpdateBody, offset: int, reason: str) -> UpdateRejected:
 
 
 def who(roster: Roster, update: ClientUpdate) -> str:
-    return authentic(roster, update, update.digest, (0, 50))
+    return authentic(roster, update, update.digest, (0, 50), 1)
 
 
 def test_an_honest_update_is_admitted() -> None:
@@ -146,6 +147,13 @@ def test_an_honest_update_is_admitted() -> None:
 )
 def test_f35_nobody_is_held_to_what_they_did_not_sign(update: ClientUpdate, reason: str) -> None:
     assert who(roster(), update) == reason
+
+
+def test_f36_a_copy_counts_only_in_its_clients_own_partition() -> None:
+    own, made = partition_for(b"ann", 8), signed(body())
+    for partition in range(8):
+        found = authentic(roster(), made, made.digest, (partition, 50), 8)
+        assert found == ("" if partition == own else "misplaced")
 
 
 def test_f35_a_second_enrolled_key_speaks_too() -> None:
