@@ -54,6 +54,8 @@ def _unpack_claim(packed: bytes) -> tuple[tuple[str, ...], list[Place], int]:
     try:
         claim = ConsumerProtocolSubscription.decode(packed)
         held = [Place(part.topic, number) for part in claim.owned_partitions or () for number in part.partitions]
+        if not all(isinstance(topic, str) for topic in (*claim.topics, *(place.topic for place in held))):
+            raise TypeError("a topic without a name")  # Kafka's protocol can say that.
         return tuple(sorted(set(claim.topics))), held, claim.generation_id
     except (ValueError, TypeError, IndexError, struct.error):
         # Whoever joins with something else reads nothing, and stops nobody.

@@ -66,7 +66,7 @@ def _parse_kafka(url: str, rest: str) -> BusUrl:
             "this is no HOST:PORT", url=repr(url), broker=wrong[0], hint="ports are 1 to 65535, mostly 9092"
         )
     found = _settings(url, query, ("replication",)).get("replication")
-    if found is not None and not (found.isdecimal() and 1 <= int(found) <= 99):
+    if found is not None and not (found.isdecimal() and len(found) <= 2 and int(found) >= 1):
         raise ConfigurationError("replication must be a number of brokers", url=repr(url), hint=f"write {FORMS}")
     return BusUrl("kafka", brokers, unquote(federation) or None, int(found) if found else None)
 
