@@ -152,7 +152,10 @@ class Score:
         return sum(self.named[fault][EXPECTED[fault]] for fault in self.named) / max(all_, 1)
 
     def detected(self, share: float) -> float:
-        """Return a percentile of the time until a node was called unwell, in intervals; those never seen count as infinite."""
+        """Return a percentile of the time until a node was called unwell, in intervals; those never seen count as infinite.
+
+        By nearest rank: the least time within which so many were seen.
+        """
         return self._percentile(self.after_beats, share)
 
     def named_right(self, share: float) -> float:
@@ -162,7 +165,7 @@ class Score:
     def _percentile(self, after: Sequence[float], share: float) -> float:
         all_ = sum(sum(counter.values()) for counter in self.named.values())
         values = sorted(after) + [math.inf] * (all_ - len(after))
-        return values[min(len(values) - 1, int(share * len(values)))] if values else math.inf
+        return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.inf
 
 
 def score(
