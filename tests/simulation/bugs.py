@@ -93,7 +93,7 @@ def snapshot_of_uncommitted_state(patch: Patch) -> None:
 
     def eager(self: Any, entry: Any, events: list[object]) -> None:
         for made in [event for event in events if isinstance(event, RoundCommitted)]:
-            payload = describe(list(encode_raw(self._state.parameters, Layout.of(self._genesis.schema))))
+            payload = describe(list(encode_raw(self._holding._state.parameters, Layout.of(self._genesis.schema))))
             chain = self._history.rounds.reader.chain
             digests = (made.parameters_digest, made.state_digest)
             taken = SnapshotTaken(made.round, bytes(8), *digests, payload, None, (), chain.next_index, chain.head, 0)
