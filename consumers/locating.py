@@ -78,7 +78,7 @@ class Locator:
                     log_tree = self._log_tree(history, tree.round)
                     schema = history.lineage.schema_of(tree.round)
                     self._found.append((tree, named(schema, differing(tree, schema, log_tree))))
-                except RefoldError as error:
+                except (RefoldError, MemoryError) as error:
                     log.warning("where %s differs in round %d cannot be said: %s", tree.client, tree.round, error)
         finally:
             if history is not None:
