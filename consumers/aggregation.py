@@ -167,7 +167,7 @@ class _Active:
             self._warn_of_void(closed.round, step)
             made = _void(closed, state, f"tensor {step.tensor!r}: {step.reason}")
             return [made, Overflowed(closed.round, step.beyond)] if coarser(state.schema, step.beyond) else [made]
-        if step.saturated:
+        if step.saturated or step.stayed:
             self._warn_of_saturation(closed.round, step)
         # 2. Its chunks.
         parameters, slots = self._write(step, closed.round)
@@ -225,10 +225,15 @@ class _Active:
         self._alerts.raise_("round", "error", what, f"the model stays as it was; {follows}", round_, kind="void")
 
     def _warn_of_saturation(self, round_: int, step: Step) -> None:
-        what = f"{step.saturated} optimizer slots of round {round_} reached the end of their lattice and stay there"
-        self._alerts.raise_(
-            "optimizer", "warning", what, "deltas grew far beyond those of the first round", round_, kind="saturated"
-        )
+        if step.saturated:
+            what = f"{step.saturated} optimizer slots of round {round_} reached the end of their lattice and stay there"
+            why = "deltas grew far beyond those of the first round"
+            self._alerts.raise_("optimizer", "warning", what, why, round_, kind="saturated")
+        if step.stayed:
+            which = ", ".join(f"{count} of {name!r}" for name, count in step.stayed.items())
+            what = f"counters reached the end of their dtype in round {round_} and stay there: {which}"
+            why = "make them wider; if it was one client's doing, `refold show` names the round's members"
+            self._alerts.raise_("model", "warning", what, why, round_, kind="saturated")
 
     def _state_of(self, round_: int) -> ModelState:
         state = self._sound(self._holding.take())

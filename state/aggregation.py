@@ -18,6 +18,7 @@ from refold.schemas.model import ModelSchema
 from refold.state.delta import RANGE_BITS
 
 MAX_TOTAL_WEIGHT = 1 << 24
+INT64_MAX = (1 << 63) - 1
 
 
 def least_exponents(exponents: Iterable[Sequence[int]]) -> tuple[int, ...]:
@@ -81,12 +82,14 @@ class Counters:
     Parameters
     ----------
     sums
-        By block index, int64.
+        By block index, int64; sums of changes modulo 2^64 until `result` says what they come to.
     """
 
     schema: ModelSchema
     sums: dict[int, Integers] = field(default_factory=dict)
     _last: dict[int, int] = field(default_factory=dict)
+    _bounds: dict[int, int] = field(default_factory=dict)
+    _turns: dict[int, Integers] = field(default_factory=dict)
 
     def add(self, block: Block, integers: Integers, index: int) -> None:
         """Combine one update's block with what came before; `index` is where its verdict lies in the log.
@@ -99,13 +102,33 @@ class Counters:
         if held is None:
             self.sums[block.index] = integers.astype(np.int64)
             self._last[block.index] = index
+            self._bounds[block.index] = _magnitude(integers)
         elif rule == "max":
             np.maximum(held, integers, out=held)
         elif rule == "sum":
-            np.add(held, integers, out=held)
+            self._add(held, integers, block.index)
         elif index > self._last[block.index]:
             held[:] = integers
             self._last[block.index] = index
+
+    def _add(self, held: Integers, integers: Integers, block: int) -> None:
+        """Add modulo 2^64, and count how often each element went around: the sum is exact, in any order."""
+        self._bounds[block] += _magnitude(integers)
+        if self._bounds[block] <= INT64_MAX:
+            np.add(held, integers, out=held)
+            return
+        before = held.copy()
+        np.add(held, integers, out=held)
+        turns = self._turns.setdefault(block, np.zeros(len(held), np.int32))
+        turns += (integers > 0) & (held < before)
+        turns -= (integers < 0) & (held > before)
+
+    def result(self) -> dict[int, Integers]:
+        """Return what became of each block; a sum beyond int64 stays at its end."""
+        for block, turns in self._turns.items():
+            self.sums[block][turns > 0] = INT64_MAX
+            self.sums[block][turns < 0] = -INT64_MAX - 1
+        return self.sums
 
 
 @dataclass
@@ -178,7 +201,7 @@ class WeightedMean:
         if not self.weight:
             raise UsageError("no update was added")
         sums, self._sums = self._sums, []
-        for index, combined in self._counters.sums.items():
+        for index, combined in self._counters.result().items():
             sums[index] = combined
         return Aggregate(self.schema, self.weight, self.exponents, sums)
 
@@ -200,6 +223,10 @@ class WeightedMean:
         if not largest:
             return
         np.add(held, _scaled(integers, factor, held.dtype), out=held)
+
+
+def _magnitude(integers: Integers) -> int:
+    return max(-int(integers.min(initial=0)), int(integers.max(initial=0)))
 
 
 def _scaled(integers: Integers, factor: int, dtype: npt.DTypeLike) -> Integers:

@@ -110,9 +110,10 @@ class OrderStatistic:
             raise UsageError(f"{self._members} updates are too few for the rule")
         weight = kept if self._trim is not None else 1
         sums: list[Integers | None] = []
+        counters = self._counters.result()
         for block in self._layout:
             is_float = self._schema.tensors[block.tensor].is_float
-            sums.append(self._ordered(block) if is_float else self._counters.sums.get(block.index))
+            sums.append(self._ordered(block) if is_float else counters.get(block.index))
         return Aggregate(self._schema, weight, self._exponents, sums)
 
     def _ordered(self, block: Block) -> Integers:

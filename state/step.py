@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,25 @@ SPREAD_DIVISOR = 4
 never adds up to more. Measured on digits, 60 rounds, FedAvg and FedAdam: the same accuracy and loss as with 16 and 64, to the
 third digit, and steps a third smaller."""
 
-FORMER_DIVISORS = (16,)
-"""What older servers took: their steps are derived again with it."""
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How a server makes a step of an aggregate; older servers made it otherwise, and what they wrote stays provable.
+
+    Parameters
+    ----------
+    divisor
+        See `SPREAD_DIVISOR`.
+    counters_stay
+        A counter that would leave its dtype stays at its end; where False, the round is void.
+    """
+
+    divisor: int = SPREAD_DIVISOR
+    counters_stay: bool = True
+
+
+PRESENT = Making()
+FORMER = (Making(counters_stay=False), Making(16, counters_stay=False))
 
 
 @dataclass
@@ -52,6 +69,8 @@ class Step:
     saturated
         How many elements of the slots were held at the edge of their lattice. Deltas have then grown far beyond those of the
         first round; the model is still exact, its optimizer less able.
+    stayed
+        Integer tensors of which elements were held at an end of their dtype, by name, and how many.
     """
 
     schema: ModelSchema
@@ -60,6 +79,7 @@ class Step:
     slots: dict[str, list[Integers]]
     slot_exponents: dict[str, tuple[int, ...]]
     saturated: int = 0
+    stayed: dict[str, int] = field(default_factory=dict)
 
     def encode(self, *, max_chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Yield the chunks of the parameters' change."""
@@ -83,7 +103,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """No step: the state would leave its lattice, or its dtype. The round is void and has its parent's state.
+    """No step: the parameters would leave their lattice, or their dtype. The round is void and has its parent's state.
 
     Parameters
     ----------
@@ -107,13 +127,12 @@ def open_slots(state: ModelState, exponents: Mapping[str, tuple[int, ...]]) -> N
     state.slot_exponents = dict(exponents)
 
 
-def compute_step(
-    state: ModelState, aggregate: Aggregate, optimizer: Optimizer, *, divisor: int = SPREAD_DIVISOR
-) -> Step | Void:
+def compute_step(state: ModelState, aggregate: Aggregate, optimizer: Optimizer, *, making: Making = PRESENT) -> Step | Void:
     """Return the step from `state` that the aggregate asks for, or why there is none.
 
     Leaves the state as it is, and empties the aggregate as it goes, so that sum and step are never held whole at once. The
-    slots of a state without any are zero, and their lattice is fitted to the largest mean delta.
+    slots of a state without any are zero, and their lattice is fitted to the largest mean delta. Integer tensors and slots stay
+    at the end of what they can hold.
     """
     schema = state.schema
     layout = Layout.of(schema)
@@ -122,7 +141,7 @@ def compute_step(
     exponents = []
     voids: list[Void] = []
     for index, tensor in enumerate(schema.tensors):
-        work = _Tensor(state, aggregate, optimizer, fitted, tensor, index, list(layout.of_tensor(index)), divisor)
+        work = _Tensor(state, aggregate, optimizer, fitted, tensor, index, list(layout.of_tensor(index)), making)
         if not tensor.is_float:
             exponents.append(0)
             outcome = work.counters(step)
@@ -170,7 +189,7 @@ class _Tensor:
     tensor: TensorSchema
     index: int
     blocks: list[Block]
-    divisor: int
+    making: Making
 
     def counters(self, step: Step) -> Void | None:
         """Fill in a tensor that is not on the lattice by its rule."""
@@ -180,9 +199,12 @@ class _Tensor:
             asked = self.aggregate.take(block)
             if self.tensor.rule == "max":
                 np.maximum(asked, held, out=asked)
-            change[block.elements] = asked if self.tensor.rule == "sum" else asked - held
-            if would_overflow(self.tensor, held, change[block.elements], 0):
+            found, stayed = _held_within(self.tensor, held, asked, adds=self.tensor.rule == "sum")
+            if stayed and not self.making.counters_stay:
                 return Void(self.tensor.name, f"leaves {self.tensor.dtype}")
+            if stayed:
+                step.stayed[self.tensor.name] = step.stayed.get(self.tensor.name, 0) + stayed
+            change[block.elements] = found - held
         step.parameters.append(change)
         for name in self.optimizer.slots:
             step.slots[name].append(np.zeros(0, np.int32))
@@ -198,7 +220,7 @@ class _Tensor:
             bounded = np.fmin(np.abs(np.rint(change)), float(INT32_MAX))  # fmin turns NaN into the bound.
             total += int(bounded.astype(np.int64).sum())
             count += bounded.size
-        return step_exponent(total, count, self.divisor)
+        return step_exponent(total, count, self.making.divisor)
 
     def floats(self, step: Step, exponent: int) -> Void | None:
         """Fill in a float tensor and its slots."""
@@ -248,6 +270,17 @@ class _Tensor:
 
     def _slot(self, name: str, block: Block) -> Integers:
         return self.state.slots[name][self.index][block.elements]
+
+
+def _held_within(tensor: TensorSchema, held: Integers, asked: Integers, *, adds: bool) -> tuple[Integers, int]:
+    """Return an integer tensor's new values, those beyond its dtype at its nearer end, and how many these are."""
+    low, high = limits(tensor)
+    after = held + asked if adds else asked
+    found: Integers = np.clip(after, low, high)
+    if adds:  # The sum is modulo 2^64: what went around it lies on the other side.
+        found[(asked > 0) & (after < held)] = high
+        found[(asked < 0) & (after > held)] = low
+    return found, int(np.count_nonzero(found != after))
 
 
 def _snap(values: Values) -> npt.NDArray[np.int32] | None:

@@ -21,7 +21,7 @@ from refold.schemas.payload import Payload, chunk_digest, payload_root
 from refold.state.epochs import Epochs
 from refold.state.model_state import ModelState
 from refold.state.optimizers import from_settings
-from refold.state.step import FORMER_DIVISORS, SPREAD_DIVISOR, Step, Void, compute_step
+from refold.state.step import FORMER, PRESENT, Making, Step, Void, compute_step
 
 UNREADABLE = (IntegrityError, InvalidRecord)
 SAME, OTHER, UNREAD, UNKNOWN = "same", "other", "unread", "unknown"
@@ -68,8 +68,8 @@ class StepAudit:
         if made.closed is None or not made.members:
             return None
         try:
-            step = self._computed(made, state, SPREAD_DIVISOR)
-            if isinstance(step, Step) and step.exponents != made.committed.step_exponents:
+            step = self._computed(made, state, PRESENT)
+            if not _is_as_told(step, made.committed):
                 step = self._as_formerly(made, state) or step
         except UNREADABLE as error:
             yield from self._underivable(made, error.message)
@@ -85,19 +85,18 @@ class StepAudit:
         self._summary.payloads += len(made.members)
         return step
 
-    def _computed(self, made: Made, state: ModelState, divisor: int) -> Step | Void:
+    def _computed(self, made: Made, state: ModelState, making: Making) -> Step | Void:
         assert made.closed is not None
         members = [(Member(a.event.origin.digest, a.event.origin.client, a.weight), a.index, a.event) for a in made.members]
         summed = aggregate(members, self._deltas, made.closed.rule, state.schema)
-        return compute_step(
-            state, summed, from_settings(made.closed.optimizer, made.closed.optimizer_settings), divisor=divisor
-        )
+        optimizer = from_settings(made.closed.optimizer, made.closed.optimizer_settings)
+        return compute_step(state, summed, optimizer, making=making)
 
-    def _as_formerly(self, made: Made, state: ModelState) -> Step | None:
-        """Return the step as an older server would have written it, if it has the recorded exponents."""
-        for divisor in FORMER_DIVISORS:
-            step = self._computed(made, state, divisor)
-            if isinstance(step, Step) and step.exponents == made.committed.step_exponents:
+    def _as_formerly(self, made: Made, state: ModelState) -> Step | Void | None:
+        """Return the step as an older server would have written it, if that is what was recorded."""
+        for making in FORMER:
+            step = self._computed(made, state, making)
+            if _is_as_told(step, made.committed):
                 return step
         return None
 
@@ -233,6 +232,13 @@ class StepAudit:
         partition = 0 if topic is None else None
         where = topic or self._topics.rounds
         return Finding(check, what, hint, where, partition, offset, made.index, None, made.committed.round, severity)
+
+
+def _is_as_told(step: Step | Void, event: RoundCommitted) -> bool:
+    """Whether a step may be the one that was recorded: void as that is, or with the same exponents."""
+    if isinstance(step, Void):
+        return event.step is None
+    return event.step is not None and step.exponents == event.step_exponents
 
 
 def _same_bytes(event: RoundCommitted, computed: Step) -> bool:

@@ -50,6 +50,8 @@ class Findings:
         How often each reason was given.
     refused
         Digests of updates that were refused, repeats of others left out.
+    counters_stayed
+        How many counters came to the end of their dtype.
     unknown
         How often each kind of event was met that the checker does not know.
     """
@@ -60,6 +62,8 @@ class Findings:
     accepted: int = 0
     rounds: int = 0
     voids: int = 0
+    regrids: int = 0
+    counters_stayed: int = 0
     rollbacks: int = 0
     settled: bool = False
     reasons: Counter[str] = field(default_factory=Counter)

@@ -51,6 +51,7 @@ def check_rounds(findings: Findings, log: Log) -> None:
     findings.rounds = len(made)
     findings.rollbacks = sum(event.outcome == ROLLED_BACK for event in made)
     findings.voids = sum(event.outcome == "void" for event in made)
+    findings.regrids = sum(event.outcome == REGRIDDED for event in made)
     findings.demand([event.round for event in made] == list(range(1, len(made) + 1)), "rounds are not made in order, once each")
     for event in made:
         cause = closed.get(event.round)

@@ -174,9 +174,11 @@ def test_every_way_to_a_round_gives_its_bytes_whatever_epochs_lie_between(seed: 
 
 def test_values_that_grow_for_ever_are_held_on_ever_coarser_lattices(seed: int) -> None:
     grown = Grown(seed)
-    assert grow(grown, [0.06] * 16) >= 2
+    begun = 0
+    while begun < 2 or grown.head < 12:  # A walk at random: 10 to 40 rounds.
+        begun += grow(grown, [0.06])
     assert_every_way_agrees(grown)
-    assert len(grown.steps) >= 10, "most rounds are applied"
+    assert len(grown.steps) > len(grown.rounds) // 2, "most rounds are applied"
 
 
 def test_no_way_leads_back_out_of_an_epoch_and_no_merged_step_crosses_its_beginning(seed: int) -> None:

@@ -38,6 +38,8 @@ MUST_HAPPEN = (
     "group offsets moved",
     "cut off",
     "void round",
+    "regridded",
+    "counter at its end",
     "commit in pieces",
     "stale update accepted",
     "enrolled by a token",

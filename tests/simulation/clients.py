@@ -158,5 +158,7 @@ class Life:
         random_numbers = np.array([self.chance.gauss(0.0, 0.1) for _ in range(local["w"].size)], "f4")
         local["w"] = local["w"] + random_numbers.reshape(local["w"].shape)
         local["b"] = local["b"] + np.float32(self.chance.gauss(0.0, 0.1))
+        if self.world.scenario.grows:
+            local["b"] = local["b"] + np.float32(45 * self.chance.uniform(0.3, 1.0))
         local["n"] = np.minimum(local["n"].astype(np.int64) + self.chance.randint(0, 9), 127).astype("i1")
         return task.submit(local, num_examples=self.chance.randint(1, 40), metrics={"loss": 1.0})

@@ -13,8 +13,9 @@ from refold.schemas.canonical import decode
 from refold.schemas.codec import decode_raw
 from refold.schemas.erasure import DeltasPruned
 from refold.schemas.errors import InvalidRecord
-from refold.schemas.events import Genesis, RolledBack, RoundClosed, RoundCommitted, SnapshotTaken, UpdateAccepted
+from refold.schemas.events import Genesis, Regridded, RolledBack, RoundClosed, RoundCommitted, SnapshotTaken, UpdateAccepted
 from refold.schemas.layout import Layout
+from refold.schemas.regrid import REGRIDDED
 from refold.schemas.rollback import ROLLED_BACK
 from refold.state.delta import TOPK
 from tests.checker import Findings, Log, check_log, follow
@@ -49,7 +50,7 @@ def _progress(log: Log) -> int:
     made = {event.round: event for event in events_of(log.rounds) if isinstance(event, RoundCommitted)}
     at, trained = len(made), 0
     while at:
-        trained += made[at].outcome != ROLLED_BACK
+        trained += made[at].outcome not in (ROLLED_BACK, REGRIDDED)
         at = made[at].parent
     return trained
 
@@ -87,7 +88,7 @@ def _check_pruned(findings: Findings, log: Log, world: World) -> None:
     world.rare["pruned"] += len(pruned)
     before, there = max((event.before_round for event in pruned), default=0), _chunks(world, world.topics.deltas)
     payloads = {e.origin.digest: e.payload for e in events_of(log.accepted) if isinstance(e, UpdateAccepted)}
-    made = [event for event in events_of(log.accepted) if isinstance(event, RoundClosed | RolledBack)]
+    made = [event for event in events_of(log.accepted) if isinstance(event, RoundClosed | RolledBack | Regridded)]
     findings.demand(before <= len(made) + 1 - world.scenario.keep_rounds, f"pruned too much: below round {before}")
     for event in made:
         members = event.members if isinstance(event, RoundClosed) and event.round >= before else ()

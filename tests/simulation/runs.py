@@ -71,6 +71,8 @@ def run_scenario(found: Scenario, *, bug: str = "", verbose: bool = False) -> Ou
         findings = judge(world)
     world.rare["stale commit skipped"] += findings.stale
     world.rare["void round"] += findings.voids
+    world.rare["regridded"] += findings.regrids
+    world.rare["counter at its end"] += findings.counters_stayed
     for reason, count in findings.reasons.items():
         world.rare[f"refused: {reason}"] += count
     for fault in world.plot.happened:

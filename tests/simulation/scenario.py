@@ -94,7 +94,9 @@ class Scenario:
     switching
         How likely an actor is interrupted between two of its steps.
     counter
-        What the model's counter begins with; near its end a round may be void.
+        What the model's counter begins with; near its end it may come to stay there.
+    grows
+        The model soon leaves its lattice, and goes on on a coarser one.
     keep_rounds
         Of so many rounds, the newest, payloads are kept; 0 keeps all.
     has_token
@@ -125,6 +127,7 @@ class Scenario:
     counter: int
     keep_rounds: int
     has_token: bool
+    grows: bool
     faults: tuple[Fault, ...]
 
     @property
@@ -159,6 +162,7 @@ def scenario(seed: int) -> Scenario:
     has_adversary = chance.random() < 0.6
     later = random.Random(f"later {seed}")  # Of its own, so that every other choice of a seed stays what it was.
     is_sparse, damages = later.random() < 0.15, later.random() < 0.15
+    grows = random.Random(f"grows {seed}").random() < 0.1
     return Scenario(
         seed=seed,
         servers=chance.choice(LAYOUTS),
@@ -174,7 +178,7 @@ def scenario(seed: int) -> Scenario:
         evaluate_every=chance.choice((0, 0, 1, 2)),
         share=chance.choice((1.0, 1.0, 0.6)),
         codec=_codec(chance.choice(("grid", "grid", "exact", "float32")), is_sparse=is_sparse),
-        optimizer=chance.choice(("fedavg", "fedavg", "fedavg", "fedadam", "fedavgm")),
+        optimizer=_optimizer(chance.choice(("fedavg", "fedavg", "fedavg", "fedadam", "fedavgm")), grows=grows),
         defence=chance.choice(("consistency", "consistency", "consistency", "all")),
         snapshots=(chance.choice((1, 1, 2)), chance.choice((1, 2))),
         is_chunked=chance.random() < 0.5,
@@ -184,6 +188,7 @@ def scenario(seed: int) -> Scenario:
         counter=chance.choice((0, 0, 0, 60, 120)),
         keep_rounds=later.choice((0, 0, 0, 1, 2)),
         has_token=later.random() < 0.2,
+        grows=grows,
         faults=tuple(_fault(chance, has_adversary) for _ in range(chance.choice((0, 2, 4, 6, 8, 10, 12))))
         + _rollbacks(seed)
         + (_damages(later) if damages else ()),
@@ -192,6 +197,10 @@ def scenario(seed: int) -> Scenario:
 
 def _codec(drawn: str, *, is_sparse: bool) -> str:
     return TOPK if is_sparse else drawn
+
+
+def _optimizer(drawn: str, *, grows: bool) -> str:
+    return "fedavg" if grows else drawn
 
 
 def _damages(chance: random.Random) -> tuple[Fault, ...]:

@@ -46,6 +46,8 @@ QUIET_S = 4.5
 MOST_STEPS = 40_000
 MOST_S = 150.0
 OPTIMIZERS = {"fedavg": FedAvg(), "fedadam": FedAdam(lr=0.05), "fedavgm": FedAvgM()}
+GROWING = FedAvg(lr=16.0)
+"""Takes a model out of its lattice in a round or two, which no client's update may do alone."""
 
 
 @dataclass
@@ -143,7 +145,7 @@ class World:
             f"memory:{NAME}",
             initial,
             plan=plan,
-            optimizer=OPTIMIZERS[scenario.optimizer],
+            optimizer=GROWING if scenario.grows else OPTIMIZERS[scenario.optimizer],
             snapshots=refold.SnapshotPolicy(*scenario.snapshots),
             defence=scenario.defence,
             partitions=scenario.partitions,

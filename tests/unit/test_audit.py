@@ -42,7 +42,7 @@ from refold.schemas.events import (
     UpdateRejected,
 )
 from refold.schemas.payload import chunk_digest
-from refold.state.step import SPREAD_DIVISOR
+from refold.state.step import Making
 from refold.testing import SteppedServer
 
 
@@ -602,8 +602,8 @@ def test_findings_say_where_and_what_to_do() -> None:
 def test_steps_that_an_older_server_cut_finer_are_derived_as_it_did(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_steps, "SPREAD_DIVISOR", 64)
-    monkeypatch.setattr(audit_steps, "FORMER_DIVISORS", (16, SPREAD_DIVISOR))
+    monkeypatch.setattr(audit_steps, "PRESENT", Making(64))
+    monkeypatch.setattr(audit_steps, "FORMER", (Making(16), Making()))
     assert federation.verify().is_sound
-    monkeypatch.setattr(audit_steps, "FORMER_DIVISORS", ())
+    monkeypatch.setattr(audit_steps, "FORMER", ())
     assert any("other exponents" in finding.what for finding in federation.verify().findings)

@@ -1,3 +1,4 @@
+import itertools
 import math
 import tracemalloc
 from fractions import Fraction
@@ -11,7 +12,7 @@ from refold.state.aggregation import MAX_TOTAL_WEIGHT, Aggregate, WeightedMean, 
 from refold.state.fold import apply_step, would_overflow
 from refold.state.model_state import ModelState, initial_state
 from refold.state.optimizers import OPTIMIZERS, FedAdam, FedAvg, FedAvgM, Optimizer, from_settings
-from refold.state.step import Step, Void, compute_step, step_exponent
+from refold.state.step import FORMER, Step, Void, compute_step, step_exponent
 
 
 def state_of(size: int = 4, **integers: tuple[str, list[int]]) -> ModelState:
@@ -100,11 +101,33 @@ def test_counters_follow_their_rules() -> None:
         assert [array.tolist() for array in after.parameters[1:]] == [[9, 5], [16, 23], [200, 201]]
 
 
-def test_a_counter_that_would_leave_its_dtype_makes_the_round_void() -> None:
+@pytest.mark.parametrize("rule", ["sum", "max", "last"])
+def test_a_counter_stays_at_the_end_of_its_dtype_and_the_rounds_go_on(rule: str) -> None:
+    state = initial_state({"n": np.array([120, 3], np.int8)}, {"n": rule})
+    step = step_of(state, aggregate_of(state, ([np.array([300, 4])], 0, 1)))
+    assert step.stayed == {"n": 1}
+    step.apply(state, round_=1)
+    assert state.parameters[0].tolist() == [127, 7 if rule == "sum" else 4]
+
+
+def test_older_servers_made_such_a_round_void_and_that_can_still_be_derived() -> None:
     state = initial_state({"n": np.array([120], np.int8)}, {"n": "sum"})
-    found = compute_step(state, aggregate_of(state, ([np.array([100])], 0, 1)), FedAvg())
-    assert isinstance(found, Void)
-    assert found.tensor == "n"
+    for making in FORMER:
+        found = compute_step(state, aggregate_of(state, ([np.array([100])], 0, 1)), FedAvg(), making=making)
+        assert isinstance(found, Void)
+        assert found.tensor == "n"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_a_counter_beyond_64_bits_stays_at_its_end_in_any_order(order: tuple[int, ...]) -> None:
+    most, least = 2**63 - 1, -(2**63)
+    updates = [[most, least, most, 5], [most, least, least, 5], [-7, 7, 3, 5], [1, -1, least, 5]]
+    state = initial_state({"n": np.array([0, 0, 9, 1])}, {"n": "sum"})
+    aggregate = aggregate_of(state, *(([np.array(updates[i])], 0, 1) for i in order))
+    step_of(state, aggregate).apply(state, round_=1)
+    within = [max(least, min(most, sum(column))) for column in zip(*updates, strict=True)]
+    exact = [max(least, min(most, start + change)) for start, change in zip([0, 0, 9, 1], within, strict=True)]
+    assert state.parameters[0].tolist() == exact
 
 
 def test_the_step_is_the_mean_rounded_once() -> None:
