@@ -10,6 +10,8 @@ processor's time, which a busy machine disturbs less; wall time is told beside i
 - ``N rounds``: from a snapshot over so many rounds by the fewest steps, the longest and awkward ones, forwards and backwards,
   where merged steps of every length are there; ``as kept``, with those that are kept of rounds of long ago.
 - ``checked``: the digest of the whole state is compared with the recorded one besides.
+- ``limit``: zstd unpacks what lies on the same way, from memory, and as many integers are added: nothing is read, checked,
+  joined or shifted. Code around zstd and NumPy cannot be faster. Of two threads the limit is how much faster they only unpack.
 
 Bytes: what a round costs to keep, steps and merged steps apart, beside ``torch.save`` of each round and the XOR of two rounds'
 floats, compressed.
@@ -27,17 +29,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import zstandard
 
 from benchmarks._digits_log import Coded, DigitsLog, tiled_chunks, tiled_schema, tiled_state, train
 from benchmarks.replay import ChunkFile, start_again
+from refold.schemas.chunks import PLANES, open_chunk
 from refold.schemas.codec import encode_raw
-from refold.schemas.layout import Layout
+from refold.schemas.layout import BLOCK, Layout
 from refold.schemas.model import ModelSchema
 from refold.state.merging import is_kept
 from refold.state.model_state import ModelState
@@ -126,6 +131,34 @@ class Bench:
         kept = [entry for piece, entry in self.merged.items() if is_kept(piece, max(self.rounds))]
         return find_path(wanted, self.rounds, [start], kept)
 
+    def limit(self, way: Way, *, held: ModelState | None = None, adds: bool = True) -> Callable[[], None]:
+        """Return the work that no code around zstd and NumPy can do without on a way."""
+        layout = Layout.of(self.schema)
+        chunks = [c for leg in way.legs for c in (self._merged(leg) if leg.merged else self.files.step(leg.last, "parameters"))]
+        frames, at = [], 0
+        for chunk in chunks:
+            parts = open_chunk(chunk, layout, PLANES, at)
+            at = (at + len(parts)) % len(layout)
+            frames += [(part.block, part.frames) for part in parts if part.mask]
+        before = (held or self.state(way.start)).parameters
+
+        def work() -> None:
+            arrays = before if held else [array.copy() for array in before]
+            room, change = bytearray(BLOCK), np.zeros(BLOCK, np.int32)
+            decompressor = zstandard.ZstdDecompressor()
+            for block, packed in frames:
+                for frame in packed:
+                    with decompressor.stream_reader(frame, read_size=len(frame)) as reader:
+                        reader.readinto(memoryview(room)[: block.count])
+                if adds:
+                    target = arrays[block.tensor][block.elements]
+                    np.add(target, change[: block.count], out=target)
+
+        return work
+
+    def _merged(self, leg: Leg) -> Iterator[bytes]:
+        return self.files.merged(leg.piece, "parameters")
+
     def go(self, way: Way, *, checked: bool = False, threads: int = 1, held: ModelState | None = None) -> ModelState:
         """Go it."""
         state = follow(way, self.schema, self.rounds, self.files, merged=self.merged, held=held, threads=threads)
@@ -192,10 +225,11 @@ def recovery(torch: Any, options: argparse.Namespace, folder: Path) -> dict[str,
         return bench.go(backwards, held=held)
 
     works: dict[str, Callable[[], object]] = {"torch.load": lambda: torch.load(folder / "model.pt", weights_only=True)}
-    works |= {"step": step, "step taken away": undo}
+    works |= {"step": step, "step taken away": undo, "step, limit": bench.limit(ahead, held=held)}
     for name, way in ways.items():
         works[name] = lambda way=way: bench.go(way)  # type: ignore[misc]
         works[f"{name}, checked"] = lambda way=way: bench.go(way, checked=True)  # type: ignore[misc]
+        works[f"{name}, limit"] = bench.limit(way)
     took = timed(works, options.repeats)
     return {
         "parameters": bench.schema.size,
@@ -208,6 +242,7 @@ def recovery(torch: Any, options: argparse.Namespace, folder: Path) -> dict[str,
         "wall_ratio": {name: round(values[1] / took["torch.load"][1], 3) for name, values in took.items()},
         "equal": equal(bench, ways),
         "two_cores": round(two_cores(bench, bench.way(*pairs[-3]), options.repeats), 2),
+        "two_cores_limit": round(two_cores_unpacking(bench, bench.way(*pairs[-3]), options.repeats), 2),
         "kept": kept(log, torch, side, options),
     }
 
@@ -229,6 +264,20 @@ def two_cores(bench: Bench, way: Way, repeats: int) -> float:
     }
     took = timed(works, repeats)
     return took["1"][1] / took["2"][1]
+
+
+def two_cores_unpacking(bench: Bench, way: Way, repeats: int) -> float:
+    """Return how much more two threads unpack at once than one, by the wall."""
+    alone = bench.limit(way, held=bench.state(way.start), adds=False)
+
+    def both() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(alone)
+            alone()
+            other.result()
+
+    took = timed({"alone": alone, "both": both}, repeats)
+    return 2 * took["alone"][1] / took["both"][1]
 
 
 def kept(log: DigitsLog, torch: Any, side: int, options: argparse.Namespace) -> dict[str, float]:
@@ -294,6 +343,7 @@ def told(found: dict[str, Any]) -> str:
     for name, (cpu, wall) in found["milliseconds"].items():
         steps, size = found["steps_on_the_way"].get(name, ""), found["bytes_of_the_way"].get(name, "")
         lines.append(f"  {name:<28}{cpu:9.2f} ms ({wall:9.2f} by the wall)  {found['ratio'][name]:6.3f}  {steps:>3} {size:>7}")
+    lines += [f"  two threads: {found['two_cores']} times one; where they only unpack: {found['two_cores_limit']}"]
     lines += [f"  kept a round, {name}: {share}" for name, share in found["kept"].items()]
     lines += [
         f"  {'reached' if ok else 'MISSED'}: {name}: {value} (aim {aim})" for name, (value, aim, ok) in found["aims"].items()

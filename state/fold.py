@@ -7,7 +7,6 @@ step with the other sign gives the state before.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -45,7 +44,7 @@ def fold_chunks(
 ) -> None:
     """Decode a step's chunks and add them to flat arrays in place.
 
-    Holds `threads` + 1 chunks and a block for each thread. A failure leaves the arrays half changed: throw them away.
+    Holds a chunk and a block for each thread. A failure leaves the arrays half changed: throw them away.
 
     Raises
     ------
@@ -115,16 +114,23 @@ def _scratch_of(block: Block) -> Integers:
 
 
 def _each(work: Callable[[T], None], items: Iterable[T], threads: int) -> None:
-    """Do the work for every item, a bounded number ahead; the first failure is raised."""
+    """Do the work for every item, on this thread and `threads` − 1 others; the first failure is raised.
+
+    This thread alone takes items, which may come from a reader that is not to be shared, and works itself while the others do.
+    """
     if threads == 1:
         for item in items:
             work(item)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(threads - 1) as pool:
+        busy: list[Future[None]] = []
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > threads:
-                waiting.popleft().result()
-        while waiting:
-            waiting.popleft().result()
+            for done in [future for future in busy if future.done()]:
+                busy.remove(done)
+                done.result()
+            if len(busy) < threads - 1:
+                busy.append(pool.submit(work, item))
+            else:
+                work(item)
+        for future in busy:
+            future.result()
