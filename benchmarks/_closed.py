@@ -43,8 +43,8 @@ def _train(setting: Setting, attack: str, judge: Judge | None) -> tuple[float, f
             past = _Past(setting, taken, honest, poisoned["flip"], poisoned["backdoor"], bad)
             deltas[is_bad] = ATTACKS[attack](scene_of(past.course(), round_ - 1, setting.seed))
         examples = np.array([len(hands.of[c]) for c in who])
-        count = int(is_bad.sum()) if attack else 0
-        given = Round(round_, who, deltas, examples, seen[:-1], root, trainer.shapes, count, setting.seed)
+        poisoned_now = is_bad if attack else np.zeros(len(who), bool)
+        given = Round(round_, who, deltas, examples, seen[:-1], root, trainer.shapes, poisoned_now, setting.seed)
         refused, scores = (np.zeros(len(who), bool), np.zeros(len(who))) if judge is None else judge.judge(given)
         kept = ~refused
         if kept.any():

@@ -15,7 +15,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a server has in hand; `bad_count` is for the rules that must be told."""
+    """What a server has in hand; who is bad is for the rules that must be told how many, and for `Oracle`."""
 
     round: int
     clients: Labels
@@ -24,8 +24,13 @@ class Round:
     losses: Floats
     root: Floats
     shapes: tuple[tuple[int, ...], ...]
-    bad_count: int
+    bad: npt.NDArray[np.bool_]
     seed: int
+
+    @property
+    def bad_count(self) -> int:
+        """How many are bad."""
+        return int(self.bad.sum())
 
 
 class Judge(Protocol):
@@ -123,7 +128,16 @@ class TextbookForest:
         return forest.predict(given.deltas) < 0, -forest.score_samples(given.deltas)
 
 
+class Oracle:
+    """Refuses whoever is bad, and nobody else: what is lost then is lost with the data of the bad, whoever judges."""
+
+    def judge(self, given: Round) -> Judged:
+        """Return the truth."""
+        return given.bad.copy(), given.bad.astype(np.float64)
+
+
 PEERS: dict[str, type[Any]] = {
+    "oracle": Oracle,
     "plain-z": PlainZ,
     "signguard": SignGuard,
     "mandera": Mandera,

@@ -143,7 +143,7 @@ def rounds_of(course: Course, attack: str, *, masked: bool = False) -> Iterator[
             course.losses[at],
             course.root[at],
             course.shapes,
-            int(bad.sum()) if attack else 0,
+            bad if attack else np.zeros(len(who), bool),
             course.setting.seed,
         )
 

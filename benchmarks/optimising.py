@@ -146,7 +146,7 @@ def play(setting: Setting, goal: str, *, judged: bool, asks: bool = True) -> End
         is_bad = bad[who]
         deltas, seen = trainer.deltas(flat, who, round_)
         examples = np.array([len(hands.of[c]) for c in who])
-        given = Round(round_, who, deltas, examples, seen, deltas[0], trainer.shapes, 0, setting.seed)
+        given = Round(round_, who, deltas, examples, seen, deltas[0], trainer.shapes, np.zeros(len(who), bool), setting.seed)
         if goal and is_bad.any():
             copy = Copy(own, given, is_bad) if judged and asks else None
             deltas[is_bad] = _sent(trainer, flat, given, is_bad, goal, copy)
