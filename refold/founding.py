@@ -104,7 +104,6 @@ def create(
         changes, or the ``last`` value.
     security
         How a Kafka cluster is spoken to; see `refold.connect`.
-
     insecure
         Do not ask who clients are: unknown ones take part, and nothing they send need be signed. For trying things out; every
         start says so.
