@@ -1,8 +1,10 @@
 # Run `make` to see what there is to run. ARGS reaches the program: make test ARGS="-k replay", make demo ARGS="--help".
+# JOBS is how many processes test at a time, each with brokers of its own: make test JOBS=0 tests in this one.
 
 SHELL := /bin/sh
 PYTHON_IN_VENV := .venv/bin/python
 ARGS ?=
+JOBS ?= 2
 
 .PHONY: help setup demo kafka test check bench clean
 .DEFAULT_GOAL := help
@@ -26,7 +28,7 @@ check: setup  ## Lint, formatting, types and the direction of imports
 	$(PYTHON_IN_VENV) -m pytest -q tests/unit/test_imports.py
 
 test: check  ## All checks, then all tests, those on real brokers too (REFOLD_WITH_TORCH=1 adds torch and its tests)
-	$(PYTHON_IN_VENV) -m pytest $(ARGS)
+	$(PYTHON_IN_VENV) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: setup  ## Run every benchmark (ARGS=--json for machines)
 	@set -e; for program in benchmarks/[!_]*.py; do \
