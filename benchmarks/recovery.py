@@ -28,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from benchmarks._digits_log import Coded, DigitsLog, tiled_chunks, tiled_schema,
 from benchmarks.replay import ChunkFile, start_again
 from refold.schemas.chunks import PLANES, open_chunk
 from refold.schemas.codec import encode_raw
-from refold.schemas.layout import BLOCK, Layout
+from refold.schemas.layout import BLOCK, Integers, Layout
 from refold.schemas.model import ModelSchema
 from refold.state.merging import is_kept
 from refold.state.model_state import ModelState
@@ -143,7 +143,7 @@ class Bench:
         before = (held or self.state(way.start)).parameters
 
         def work() -> None:
-            arrays = before if held else [array.copy() for array in before]
+            arrays = before if held else copied(before)
             room, change = bytearray(BLOCK), np.zeros(BLOCK, np.int32)
             decompressor = zstandard.ZstdDecompressor()
             for block, packed in frames:
@@ -165,6 +165,12 @@ class Bench:
         if checked:
             verify_state(state, self.rounds[way.end], threads=threads)
         return state
+
+
+def copied(arrays: Sequence[Integers]) -> list[Integers]:
+    """Return a state's arrays in new pages, as a snapshot's room is: parts of one."""
+    whole = np.concatenate(arrays)
+    return np.split(whole, np.cumsum([array.size for array in arrays])[:-1])
 
 
 def timed(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
