@@ -17,7 +17,7 @@ from refold.schemas.chunks import PLANES, open_chunks, pack_chunks
 from refold.schemas.layout import Layout
 from refold.schemas.model import ModelSchema
 from refold.state.aggregation import WeightedMean
-from refold.state.delta import delta_of
+from refold.state.delta import MAX_FINER, delta_of
 from refold.state.merging import Part, due, halves, merge
 from refold.state.model_state import ModelState, initial_state
 from refold.state.optimizers import Optimizer
@@ -128,10 +128,11 @@ def train(
 
 
 def _step(training: _Training, state: ModelState, optimizer: Optimizer) -> Step:
-    base, mean = state.torch(), None
+    base, plan, mean = state.torch(), None, None
     for client in range(CLIENTS):
-        delta = delta_of(state, training.locally(base, client), plan=mean.exponents if mean else None)
-        mean = mean or WeightedMean(state.schema, tuple(max(0, k - 2) for k in delta.exponents))
+        delta = delta_of(state, training.locally(base, client), plan=plan)
+        plan = plan or delta.exponents
+        mean = mean or WeightedMean(state.schema, tuple(max(0, k - MAX_FINER) for k in plan))
         blocks = ((block, delta.arrays[block.tensor][block.elements]) for block in Layout.of(state.schema))
         mean.add(blocks, delta.exponents, weight=BATCH, index=client)
     assert mean is not None
