@@ -1,7 +1,7 @@
 """What all tests share: one seed, hypothesis profiles, real brokers, and a last line that says what was left out.
 
-Brokers are started on first use and serve the whole run; each testing process has its own. ``REFOLD_TEST_KAFKA=HOST:PORT`` names
-one that runs already.
+Brokers are started on first use and serve the whole run; each testing process has its own. ``REFOLD_TEST_KAFKA=HOST:PORT``
+names one that runs already.
 """
 
 import gc
