@@ -152,8 +152,8 @@ def of_packed(part: bytes, chance: Random) -> bytes:
     while isinstance(where[at], list) and where[at] and chance.random() < 0.8:
         where = where[at]
         at = chance.randrange(len(where))
-    _change(where, at, tree, chance)
     try:
+        _change(where, at, tree, chance)
         packed: bytes = msgpack.packb(
             holder[0], use_bin_type=True, use_single_float=chance.random() < 0.03, unicode_errors="surrogatepass"
         )
@@ -183,7 +183,15 @@ def _change(where: list[Any], at: int, tree: Any, chance: Random) -> None:
         case 7 if chance.random() < 0.05:
             where[at] = deep(chance.choice((3, 60, 500)))
         case _:
-            where[at] = chance.choice(tree) if isinstance(tree, list) and tree else chance.choice(STRANGE)
+            where[at] = _apart(chance.choice(tree)) if isinstance(tree, list) and tree else chance.choice(STRANGE)
+
+
+def _apart(value: Any) -> Any:
+    """Return a copy: a list that came to lie within itself would be packed down to the deepest level, in every branch."""
+    if not isinstance(value, list):
+        return value
+    packed = msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
+    return msgpack.unpackb(packed, use_list=True, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
 
 
 def _longer_form(packed: bytes, chance: Random) -> bytes:
