@@ -61,7 +61,8 @@ class OrderStatistic:
         self._trim = trim_of(rule)
         self._layout = Layout.of(schema)
         self._counters = Counters(schema)
-        self._scratch = tempfile.TemporaryFile(prefix="refold-order-", buffering=0)  # noqa: SIM115 -- closed by `__exit__`
+        # Buffered: without, a disk that is nearly full takes a part of what is written, and says nothing.
+        self._scratch = tempfile.TemporaryFile(prefix="refold-order-")  # noqa: SIM115 -- closed by `__exit__`
         self._members = 0
         starts, start = {}, 0
         for block in self._layout:

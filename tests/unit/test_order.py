@@ -1,5 +1,7 @@
 """Median and trimmed mean: exact in integers, in any order, on slices."""
 
+import resource
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -82,3 +84,14 @@ def test_what_is_out_of_range_or_leaves_nobody_is_refused() -> None:
 def test_an_unknown_rule_is_refused(rule: str) -> None:
     with pytest.raises(InvalidRecord):
         trim_of(rule)
+
+
+def test_a_disk_that_takes_a_part_of_the_last_block_is_an_error_and_never_a_median(rng: np.random.Generator) -> None:
+    rows = rng.integers(-1000, 1000, (3, SIZE)).astype(np.int32)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (rows.nbytes - 100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            found("median", rows, [0, 0, 0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
