@@ -19,6 +19,7 @@ class Holding:
         self._clock = clock
         self._state: ModelState | None = None
         self._shown: StateHeld | None = None
+        self._taken = 0
         self._next_s = 0.0
 
     def put(self, state: ModelState | None) -> None:
@@ -28,10 +29,12 @@ class Holding:
     def take(self) -> ModelState | None:
         """Return what is kept, to be changed, and keep it no more."""
         state, self._state = self._state, None
+        self._taken += 1  # After it is gone: whoever still finds it there counts one less than when it comes back.
         return state
 
     def shown(self, group: str) -> StateHeld | None:
         """Return what is kept as it is in memory now, or was a moment ago; None where nothing is, or it was taken meanwhile."""
+        taken = self._taken
         state, shown = self._state, self._shown
         if state is None:
             return None
@@ -41,7 +44,7 @@ class Holding:
             shown = StateHeld(group, state.round, tree.parameters_digest, tree.slots_digest)
             now_s = self._clock.monotonic_s()
             self._next_s = now_s + REST * (now_s - started_s)
-        if self._state is not state:
-            return None  # It may have been half changed when it was looked at.
+        if self._state is not state or self._taken != taken:
+            return None  # It may have been half changed when it was looked at, and be back.
         self._shown = shown
         return shown
