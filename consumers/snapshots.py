@@ -86,15 +86,15 @@ class _Active:
         return due is not None or lineage.next_index != before
 
     def _due(self) -> int | None:
-        """Return the round to snapshot now: genesis and what begins an epoch first, then the newest that the policy wants."""
-        if 0 not in self._history.snapshots:
-            return 0
-        rounds = self._history.lineage.rounds
-        begun = [r for r in self._history.lineage.regrids if r in rounds and r not in self._history.snapshots]
-        if begun:
-            return begun[0]
-        tagged = [tag for tag in self._facts.rules.tags if tag in rounds and tag not in self._history.snapshots]
-        return tagged[0] if tagged else self._facts.rules.due(self._facts.since(self._history, self._clock.wall_ms()))
+        """Return the round to snapshot now: genesis and what begins an epoch first, then the newest that the policy wants.
+
+        Of those that are asked for by number, one that cannot be had keeps nothing else from its turn.
+        """
+        rounds, taken = self._history.lineage.rounds, self._history.snapshots
+        asked = [0, *self._history.lineage.regrids, *self._facts.rules.tags]
+        there = [round_ for round_ in asked if (round_ in rounds or not round_) and round_ not in taken]
+        lacking = [round_ for round_ in there if not self._check.is_passed_over(round_)]
+        return lacking[0] if lacking else self._facts.rules.due(self._facts.since(self._history, self._clock.wall_ms()))
 
     def _take_or_report(self, round_: int) -> None:
         """Take a snapshot; where the round is not what the log says, report it, so that training goes back to one that is.

@@ -36,7 +36,13 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Chunks:
-    """The bytes that replay asks for, read from the bus."""
+    """The bytes that replay asks for, read from the bus.
+
+    Parameters
+    ----------
+    from_genesis
+        Round 0 is read from where genesis put it, though it has a snapshot.
+    """
 
     lineage: Lineage
     snapshots: dict[int, SnapshotTaken]
@@ -45,6 +51,7 @@ class Chunks:
     snapshot_chunks: PayloadReader
     deltas: PayloadReader | None
     merged_steps: dict[Piece, StepsMerged] = field(default_factory=dict)
+    from_genesis: bool = False
 
     def step(self, round_: int, part: str) -> Iterable[bytes]:
         """Yield the chunks of a round's step."""
@@ -61,11 +68,17 @@ class Chunks:
 
     def snapshot(self, round_: int, part: str) -> Iterable[bytes]:
         """Yield the chunks of a snapshot; round 0 may come from `deltas`, where genesis put it."""
-        taken = self.snapshots.get(round_)
+        taken = self.snapshots.get(round_) if round_ or not self.from_genesis else None
         if taken is None and self.initial is not None and self.deltas is not None:
             return self.deltas.read(self.initial)
         payload = None if taken is None else taken.parameters if part == PARAMETERS else taken.slots
         return self.snapshot_chunks.read(payload) if payload is not None else ()
+
+    def turn_to_genesis(self) -> bool:
+        """Read round 0 from where genesis put it; return whether that is another place than before."""
+        turned = self.initial is not None and 0 in self.snapshots and not self.from_genesis
+        self.from_genesis = self.from_genesis or turned
+        return turned
 
 
 class History:
@@ -238,6 +251,7 @@ class History:
         """
         entries = self._entries()
         without: set[Piece | int] = set()
+        self._chunks.from_genesis = False
         failure: IntegrityError | None = None
         if held is not None and slots and not slots_fit(held, entries):
             held = None
@@ -253,7 +267,8 @@ class History:
                     verify_state(state, entries[round_], slots=slots, threads=threads)
                 return state
             except IntegrityError as error:
-                without |= _suspects(path, error, is_held=is_held)
+                suspects = _suspects(path, error, is_held=is_held)
+                without |= suspects - {0} if 0 in suspects and self._chunks.turn_to_genesis() else suspects
                 failure, held = error, None
                 log.warning("round %d is not to be had from round %d (%s); taking another way", round_, path.start, error)
 
