@@ -15,6 +15,7 @@ import numpy as np
 
 from refold.producers.lineage import Lineage
 from refold.producers.outbox import owner_of
+from refold.schemas.files import mark_written
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.model import ModelSchema
 from refold.state.model_state import ModelState
@@ -42,10 +43,12 @@ class HeldState:
         scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         try:
             with scratch.open("wb") as file:
+                mark_written(file)
                 file.write(_HEAD.pack(MAGIC, state.schema.digest, state.round))
                 for array in state.parameters:
                     file.write(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).data)
-            scratch.replace(self.path)
+                file.flush()
+                scratch.replace(self.path)
         except OSError as error:
             log.warning("the model is not kept on disk: %s", error)
             scratch.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 import blake3
 
 from refold.schemas.errors import ConfigurationError, StorageFullError
+from refold.schemas.files import mark_written, remove_leftovers
 
 MAGIC = b"refold\x00\x01"
 NAME = re.compile(r"[0-9a-f]{64}\.update")
@@ -55,8 +56,7 @@ class Outbox:
         self._folder = Path(folder)
         self._max_bytes = max_bytes
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self._folder.glob("*.tmp"))
 
     @property
     def folder(self) -> Path:
@@ -92,12 +92,13 @@ class Outbox:
         scratch = name.with_suffix(".tmp")
         # 1. Beside its name.
         with scratch.open("wb") as file:
+            mark_written(file)
             file.write(data)
             file.flush()
             # 2. Durable.
             os.fsync(file.fileno())
-        # 3. Its name.
-        scratch.replace(name)
+            # 3. Its name.
+            scratch.replace(name)
         # 4. The name durable.
         folder = os.open(self._folder, os.O_RDONLY)
         try:

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refold.schemas.errors import ConfigurationError, StorageFullError
+from refold.schemas.files import mark_written
 from refold.schemas.model import ModelSchema
 
 MAGIC = b"refold\x02\x01"
@@ -79,6 +80,7 @@ def write_amount(path: Path, basis: Basis, amount: Amount) -> None:
     try:
         # 1. Beside its name.
         with scratch.open("wb") as file:
+            mark_written(file)
             hasher = blake3.blake3(basis.pack())
             file.write(basis.pack())
             for array in amount:
@@ -88,8 +90,8 @@ def write_amount(path: Path, basis: Basis, amount: Amount) -> None:
             file.write(hasher.digest())
             file.flush()
             os.fsync(file.fileno())
-        # 2. Its name.
-        scratch.replace(path)
+            # 2. Its name.
+            scratch.replace(path)
         # 3. The name durable.
         sync_folder(path.parent)
     except OSError as error:

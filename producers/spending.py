@@ -26,7 +26,7 @@ import blake3
 from refold.producers.outbox import owner_of
 from refold.producers.residual_file import sync_folder
 from refold.schemas.errors import ConfigurationError, StorageFullError
-from refold.schemas.files import read_small
+from refold.schemas.files import mark_written, read_small
 
 SUFFIX = ".privacy"
 
@@ -114,11 +114,12 @@ class SpendingFile:
         scratch = self._path.with_suffix(f".{os.getpid()}.tmp")
         # 1. Beside its name.
         with scratch.open("w", encoding="utf-8") as file:
+            mark_written(file)
             file.write(_written(spent))
             file.flush()
             os.fsync(file.fileno())
-        # 2. Its name.
-        scratch.replace(self._path)
+            # 2. Its name.
+            scratch.replace(self._path)
         # 3. The name durable.
         sync_folder(self._path.parent)
 

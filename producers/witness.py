@@ -20,6 +20,7 @@ from refold.producers.outbox import owner_of
 from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.errors import ConfigurationError, IntegrityError, NotFoundError
 from refold.schemas.events import Checkpointed, FederationOpened
+from refold.schemas.files import mark_written
 from refold.schemas.kept import Kept, read_kept, to_lines
 from refold.schemas.keys import key_id
 from refold.schemas.merkle import verify_consistency
@@ -214,11 +215,12 @@ def _replace(path: Path, text: str) -> bool:
     try:
         # 1. Beside its name.
         with scratch.open("w") as file:
+            mark_written(file)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # 2. Its name.
-        scratch.replace(path)
+            # 2. Its name.
+            scratch.replace(path)
     except OSError as error:
         log.warning("what was witnessed could not be written: %s", error)
         scratch.unlink(missing_ok=True)

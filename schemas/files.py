@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 from refold.schemas.errors import ConfigurationError
 
@@ -59,3 +63,20 @@ def read_small(path: str | Path) -> bytes:
     if len(data) > SMALL_BYTES:
         raise ConfigurationError(f"the file is larger than {SMALL_BYTES:,} bytes", path=path, hint="is it the right one?")
     return data
+
+
+def mark_written(file: IO[Any]) -> None:
+    """Let `remove_leftovers` of another process know that a scratch file is being written, as long as it is open.
+
+    The lock goes with the process that holds it, however that ends.
+    """
+    with suppress(OSError):  # A file system without locks: there nothing counts as left over.
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove scratch files that a crash left, and none that another process is writing."""
+    for path in paths:
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)

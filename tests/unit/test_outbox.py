@@ -6,9 +6,11 @@ import struct
 from pathlib import Path
 
 import blake3
+import numpy as np
 import pytest
 
 from refold.producers.outbox import MAGIC, Outbox, Parcel
+from refold.producers.residual_file import Basis, write_amount
 from refold.schemas.errors import StorageFullError
 
 
@@ -46,6 +48,21 @@ def test_what_a_crash_left_half_written_is_removed(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert list(outbox.waiting()) == []
+
+
+def test_what_another_process_is_writing_is_no_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox, sync = Outbox(tmp_path), os.fsync
+
+    def meanwhile(descriptor: int) -> None:
+        Outbox(tmp_path)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    outbox.put(parcel())
+    path = tmp_path / f"{bytes(32).hex()}.residual"
+    write_amount(path, Basis(bytes(16), bytes(32), bytes(32), 1, bytes(32), bytes(32)), [np.ones(3, np.int32)])
+    assert list(outbox.waiting()) == [parcel()]
+    assert path.exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "longer"])
