@@ -241,6 +241,10 @@ class Answers:
         """Send again what the bus did not take."""
         now_s = self._clock.monotonic_s()
         due = {digest for digest, at_s in self._resend_at_s.items() if now_s >= at_s}
+        found = set()
         for parcel in self._outbox.waiting(due) if due else ():
+            found.add(parcel.digest)
             del self._resend_at_s[parcel.digest]
             self.send(parcel)
+        for digest in due - found:
+            del self._resend_at_s[digest]  # Broken on disk, or sent by another process of this client: it waits no more.
