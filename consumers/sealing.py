@@ -15,6 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,9 +78,13 @@ class SealingKeys:
         Raises
         ------
         KeyLackingError
-            It is not here; only the log can say why.
+            It is not here, or a file of noise where it was; only the log can say why.
         """
-        key = self.find(client, key_id)
+        try:
+            key = self.find(client, key_id)
+        except ConfigurationError as error:
+            what, hint = f"sealing key {key_id.hex()} cannot be read: {error.message}", "restore it from a copy"
+            raise KeyLackingError(what, client=client, path=self.folder, hint=hint) from error
         if key is None:
             raise KeyLackingError(
                 f"sealing key {key_id.hex()} is not in this server's key folder",
@@ -95,13 +100,17 @@ class SealingKeys:
         return sorted(bytes.fromhex(name[2]) for name in names if name and name[1] == _owner(client))
 
     def destroy(self, client: str, key_ids: Collection[bytes]) -> int:
-        """Destroy a client's keys of these ids, as far as they are here; return how many were. Idempotent."""
+        """Destroy a client's keys of these ids, as far as they are here; return how many were. Idempotent.
+
+        Several processes may do so at once: each key counts for one of them.
+        """
         destroyed = 0
         for key_id in key_ids:
             path = self.folder / f"{_owner(client)}.{key_id.hex()}.pem" if self.folder is not None else None
-            if path is not None and path.exists():
-                _destroy(path)
-                destroyed += 1
+            if path is not None:
+                with suppress(FileNotFoundError):  # It never was here, or another was faster.
+                    _destroy(path)
+                    destroyed += 1
         return destroyed
 
 

@@ -4,6 +4,7 @@ import hmac
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -165,6 +166,33 @@ def test_a_destroyed_key_is_overwritten_before_it_loses_its_name(tmp_path: Path,
     assert b"PRIVATE" not in left
     assert keys.held("ann") == [other.key_id]
     assert keys.destroy("ann", [key.key_id]) == 0
+
+
+def test_a_key_that_two_processes_destroy_at_once_is_destroyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, opening = SealingKeys(tmp_path).create("ann"), Path.open
+    (path,) = tmp_path.glob("*.pem")
+
+    def opened_late(self: Path, *said: Any, **how: Any) -> IO[Any]:
+        path.unlink(missing_ok=True)
+        return opening(self, *said, **how)
+
+    monkeypatch.setattr(Path, "open", opened_late)
+    assert SealingKeys(tmp_path).destroy("ann", [key.key_id]) == 0
+
+
+def test_a_key_that_is_being_destroyed_is_one_that_is_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, sync = SealingKeys(tmp_path), os.fsync
+    key, lacking = keys.create("ann"), []
+
+    def meanwhile(descriptor: int) -> None:
+        with pytest.raises(KeyLackingError):
+            keys.require("ann", key.key_id)
+        lacking.append(key.key_id)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert keys.destroy("ann", [key.key_id]) == 1
+    assert lacking
 
 
 def test_a_key_under_anothers_name_is_an_error_and_not_tried(tmp_path: Path) -> None:
