@@ -48,7 +48,9 @@ def obeyed(roster: Roster, order: Order, command_id: bytes) -> list[object]:
         case ChangePolicy():
             return [_policy_changed(order, command_id)]
         case ReportModel():
-            known = order.round <= roster.closed and order.last_good <= order.round
+            # A program may take longer over a model than its branch lasts: what was left needs no going back from.
+            known = order.round <= roster.closed and roster.branches.staleness(order.round) is not None
+            known = known and order.last_good <= order.round
             said = (order.round, order.metric, order.value, order.fault, order.last_good)
             return [ModelReported(*said, command_id)] if known and not roster.ended else []
         case ChangePruning():
