@@ -33,7 +33,7 @@ from refold.producers.spending import SpendingFile
 from refold.producers.task import Receipt, Task
 from refold.producers.witness import Witness
 from refold.schemas.canonical import Scalar
-from refold.schemas.errors import BusError, NotFoundError, StorageFullError, TryAgainError, UsageError
+from refold.schemas.errors import BusError, IntegrityError, NotFoundError, StorageFullError, TryAgainError, UsageError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.held import TrainingHeld
 from refold.schemas.keys import SigningKey
@@ -276,13 +276,20 @@ class Client:
         return True
 
     def _rebuilt(self, round_: int, held: ModelState | None) -> ModelState:
+        """Return a round's parameters, waiting for what is not there yet.
+
+        Where no way leads to the round, the server may find so too, and go back from it: that is waited for as long.
+        """
         deadline_s = self._clock.monotonic_s() + self._open_timeout_s
         while True:
             self._history.refresh()
             try:
                 return self._history.rebuild(round_, held=held, slots=False, least="bytes")
-            except NotFoundError:
+            except (NotFoundError, IntegrityError) as error:
                 held = None
+                lineage = self._history.lineage
+                if isinstance(error, IntegrityError) and not lineage.descends(lineage.head, round_):
+                    raise TryAgainError(f"round {round_} cannot be had, and was gone back from") from error
                 if self._clock.monotonic_s() > deadline_s:
                     raise
             self._history.rounds.poll(POLL_S)
@@ -416,9 +423,9 @@ class Client:
         return self._clock
 
     def _wait_for_news(self) -> None:
-        if self._has_diverged():
-            self._hold(self._history.lineage.head)
         try:
+            if self._has_diverged():
+                self._hold(self._history.lineage.head)
             self.wait_for_news(POLL_S)
         except (BusError, TryAgainError) as error:
             log.warning("the bus does not answer, trying on: %s", error)

@@ -81,7 +81,9 @@ def test_a_program_s_word_takes_the_federation_back_though_clients_report_nothin
     assert not [finding for finding in federation.verify().findings if finding.severity == "broken"]
 
 
-def test_a_round_that_cannot_be_had_any_more_is_reported_and_gone_back_from(tmp_path: Path) -> None:
+def test_a_round_that_cannot_be_had_any_more_is_reported_and_gone_back_from_while_its_clients_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     plan = refold.Plan(minimum=1, heartbeat_s=0.05)
     url = f"sqlite:{tmp_path}/f.db"
     snapshots = {"every_rounds": 50}
@@ -105,9 +107,13 @@ def test_a_round_that_cannot_be_had_any_more_is_reported_and_gone_back_from(tmp_
         )
     lose_step(federation, 3)
     federation.command(refold.schemas.policies.ChangePolicy("snapshots", (("every_rounds", 3),)))
+    client = threading.Thread(target=work, args=(5,), daemon=True)
+    with caplog.at_level("WARNING", "refold.history"):
+        client.start()
+        eventually(lambda: "taking another way" in caplog.text, timeout_s=30.0, what="a client that finds no way")
     with federation.serve():
         eventually(lambda: any(isinstance(e, RolledBack) for e, _ in federation.log()), timeout_s=30.0, what="a rollback")
-        work(5)
+        client.join(30.0)
         eventually(lambda: federation.roster().closed >= 5, timeout_s=30.0, what="another round")
     back = next(event for event, _ in federation.log() if isinstance(event, RolledBack))
     assert (back.cause, back.abandoned) == ("digest", 3)
