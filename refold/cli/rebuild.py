@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from refold.cli.files import require_target
 from refold.cli.options import Common, common
 from refold.cli.output import facts, note, progress_bar, say, say_json
 from refold.producers.history import History
@@ -28,8 +29,8 @@ def rebuild(common: Common, ref: str, output: str | None, from_round: int | None
     path = Path(output) if output else None
     if path is not None and path.suffix not in (".safetensors", ".npz"):
         raise UsageError("cannot write this kind of file", path=path, hint="name a .safetensors or .npz file")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError("the folder is not there", path=path.absolute().parent)
+    if path is not None:
+        require_target(path)
     with common.federation() as federation:
         history = federation.history()
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 
 import click
 
+from refold.cli.files import require_target
 from refold.cli.options import Common, common
 from refold.cli.output import log_to_stderr, note
 from refold.cli.serve import stopped_by_signals
@@ -30,6 +32,8 @@ def replica(common: Common, output: str | None, http: str | None, standby: bool,
         raise UsageError("a replica for nobody", hint="give -o FILE, --http PORT or --standby")
     if output is not None and not output.endswith(".safetensors"):
         raise UsageError("cannot keep this kind of file", path=output, hint="name a .safetensors file")
+    if output is not None:
+        require_target(Path(output))
     log_to_stderr()
     with ExitStack() as stack:
         federation = stack.enter_context(common.federation())

@@ -409,6 +409,23 @@ def test_rebuild_says_what_it_cannot(in_folder: Shell, words: list[str], code: i
     assert told in said.err
 
 
+@pytest.mark.parametrize("target", [".", "no/such/folder/x.npz", "folder.npz"])
+@pytest.mark.parametrize("verb", ["rebuild", "replica", "checkpoint"])
+def test_where_no_file_can_be_written_is_said_before_anything_is(
+    in_folder: Shell, folder: Path, verb: str, target: str
+) -> None:
+    target = target.replace("npz", "safetensors") if verb == "replica" else target
+    for name in ("folder.npz", "folder.safetensors"):
+        (folder / name).mkdir()
+    before = {path.name for path in folder.iterdir()}
+    said = in_folder(verb, "-o", target)
+    assert said.code == 2
+    assert said.err.startswith("refold: ")
+    assert said.err.count("\n") == 1
+    assert ".tmp" not in said.err
+    assert {path.name for path in folder.iterdir()} == before
+
+
 # verify, snapshots, quarantine, tail.
 
 
