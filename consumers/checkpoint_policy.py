@@ -212,7 +212,7 @@ class SnapshotRules:
                     raise UsageError(f"tagged={value!r} is not round numbers apart by blanks")
             elif isinstance(value, str | bool) or value < 0 or (known[name] == "int" and value != int(value)):
                 raise UsageError(
-                    f"snapshots' {name}={value!r} is not {'a whole number' if known[name] == 'int' else 'a number'}"
+                    f"snapshots' {name}={value!r} is not {'a whole number' if known[name] == 'int' else 'a number'} from 0"
                 )
         values = {name: str(value) if name == "tagged" else value for name, value in said}
         rules = cls(**values)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from refold.cli.options import Common, common
-from refold.cli.ordering import order
+from refold.cli.ordering import order, require_order
 from refold.cli.output import note, say, say_json
 from refold.enrolling import new_token
 from refold.producers.enrolment import read_token, token_text
@@ -47,7 +47,7 @@ def enroll(
         _redeem(common, name, sys.stdin.readline() if redeem == "-" else redeem, new_key, timeout)
         return
     if name is None:
-        raise UsageError("no client is named")
+        raise UsageError("no client is named", hint="`refold enroll NAME` and one of --key, --new-key and --token")
     if (key is not None) + (new_key is not None) + token != 1:
         raise UsageError("give one of --key, --new-key and --token")
     timeout_s = timeout if wait else None
@@ -56,6 +56,7 @@ def enroll(
         return
     with common.federation() as federation:
         federation.keyring.operator()
+        require_order(EnrolClient(name, bytes(32)))  # Before a key is made that nobody could be enrolled with.
         public = _new(Path(new_key)) if new_key is not None else _given(key or "")
         command, index = order(federation, EnrolClient(name, public), timeout_s=timeout_s)
     if common.json:

@@ -8,8 +8,9 @@ from refold.bus.contract import Place
 from refold.bus.ledger import LedgerReader
 from refold.consumers.orders import obeyed
 from refold.federation import Federation
+from refold.schemas.canonical import encode
 from refold.schemas.checks import Order
-from refold.schemas.errors import TryAgainError
+from refold.schemas.errors import InvalidRecord, TryAgainError, UsageError
 
 POLL_S = 0.2
 
@@ -25,6 +26,7 @@ def order(federation: Federation, asked: Order, *, timeout_s: float | None) -> t
         Nobody took it in time; it stays where it is.
     """
     federation.keyring.operator()
+    require_order(asked)
     _check(federation, asked)
     reader = LedgerReader(federation.bus, federation.topics.accepted)
     try:
@@ -32,6 +34,19 @@ def order(federation: Federation, asked: Order, *, timeout_s: float | None) -> t
         return command, None if timeout_s is None else _wait(federation, reader, command, timeout_s)
     finally:
         reader.close()
+
+
+def require_order(asked: Order) -> None:
+    """Refuse words that no command can hold, such as an empty name.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        encode(asked)
+    except InvalidRecord as error:
+        raise UsageError(error.message, hint="names are 1 to 200 characters that print, whole numbers of 64 bits") from error
 
 
 def _check(federation: Federation, asked: Order) -> None:

@@ -233,6 +233,24 @@ def test_enroll_never_overwrites_a_key(in_folder: Shell, folder: Path) -> None:
     assert (folder / "c0.pem").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["", "two\nlines", "n" * 201])
+def test_enroll_makes_no_key_for_a_name_that_cannot_be(in_folder: Shell, folder: Path, name: str) -> None:
+    for how in (["--new-key", "c9.pem"], ["--token"]):
+        said = in_folder("enroll", name, *how, "--no-wait")
+        assert said.code == 2
+        assert said.err.startswith("refold: client: ")
+        assert not said.out
+    assert not (folder / "c9.pem").exists()
+
+
+def test_a_setting_that_no_record_can_hold_is_a_usage_error(in_folder: Shell) -> None:
+    said = in_folder("policy", "snapshots", f"every_rounds={1 << 80}")
+    assert said.code == 2
+    said = in_folder("policy", "snapshots", "every_rounds=-1")
+    assert said.code == 2
+    assert "whole number from 0" in said.err
+
+
 def test_enroll_takes_hexadecimal_digits_and_files(in_folder: Shell, folder: Path) -> None:
     public = load_public(folder / "c0.pem")
     for key in (public.hex(), "c0.pem"):
