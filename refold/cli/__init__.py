@@ -1,7 +1,8 @@
 """The command line. `refold.cli.verbs` lists the verbs; each lives in a module of its own and is loaded when it is used.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 negative answer, 2 usage, 3 integrity failure, 4 not found,
-5 another writer holds the place, 69 broker unavailable, 75 try again, 78 configuration, 130 interrupted.
+5 another writer holds the place, 69 broker unavailable, 75 try again, 78 configuration, 130 interrupted, 141 whoever read the
+output has gone.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
+    from refold.cli.errors import PIPE_CLOSED
+
     words = list(sys.argv[1:] if argv is None else argv)
     code = run(words)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
+        code = code or PIPE_CLOSED
         _ignore_stdout()
     sys.exit(code)
 
@@ -26,7 +30,7 @@ def run(words: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are told on stderr."""
     import click
 
-    from refold.cli.errors import tell
+    from refold.cli.errors import PIPE_CLOSED, tell
     from refold.cli.verbs import cli
     from refold.schemas.errors import RefoldError
 
@@ -34,10 +38,9 @@ def run(words: Sequence[str]) -> int:
     try:
         code = cli.main(list(words), prog_name="refold", standalone_mode=False)
     except (RefoldError, click.ClickException, OSError, KeyboardInterrupt, click.Abort) as error:
-        if isinstance(error, BrokenPipeError):
-            _ignore_stdout()
-            return 0
         return tell(error, as_json=as_json)
+    if code == PIPE_CLOSED:
+        _ignore_stdout()
     return code if isinstance(code, int) else 0
 
 

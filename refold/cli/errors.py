@@ -13,6 +13,8 @@ from refold.schemas.errors import RefoldError
 
 INTERRUPTED = 130
 USAGE = 2
+PIPE_CLOSED = 141
+"""What a shell tells of a program that SIGPIPE ended. Not 0: whoever left did not hear whether the answer is good."""
 
 
 def tell(error: BaseException, *, as_json: bool) -> int:

@@ -11,6 +11,7 @@ import click
 
 import refold
 from refold.cli import settings
+from refold.cli.errors import PIPE_CLOSED
 
 VERBS: dict[str, tuple[str, str]] = {
     "init": ("refold.cli.init", "Make a federation from initial parameters in a file."),
@@ -50,6 +51,13 @@ VERBS: dict[str, tuple[str, str]] = {
 
 class Verbs(click.Group):
     """Loads a verb when it is called, so that ``refold --help`` loads none."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the verb; that whoever read its output has gone is no error to tell of, and click would make it a plain 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise click.exceptions.Exit(PIPE_CLOSED) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs in the order of a federation's life."""

@@ -1,6 +1,7 @@
 """The command line as its users meet it: what it prints, where, and with which exit code."""
 
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -534,3 +535,14 @@ def test_a_closed_pipe_ends_quietly(in_folder: Shell, folder: Path) -> None:
     )
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["log", "--json"], ["verify", "--json"], ["show", "1"]])
+def test_an_answer_that_nobody_heard_is_neither_good_nor_bad(in_folder: Shell, folder: Path, words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "refold", *words], cwd=folder, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
