@@ -20,7 +20,7 @@ from refold.producers.heartbeat import HeartbeatThread
 from refold.producers.logs.follower import LogFollower
 from refold.producers.logs.watch import LogWatch
 from refold.producers.reporting import DIGEST_BYTES
-from refold.schemas.errors import ConfigurationError
+from refold.schemas.errors import ConfigurationError, NotFoundError
 from refold.schemas.keys import SigningKey
 from refold.schemas.updates import WATCHING
 
@@ -44,6 +44,8 @@ def watch(common: Common, files: tuple[str, ...], name: str | None, key: str | N
     tells of trouble, what bursts and how many errors there are is printed. Exit code 1: there was something until the end.
     """
     if name is None:
+        if until_end:
+            _require_there(files)
         found = _print_here(files, as_json=common.json, from_start=from_start or until_end, until_end=until_end)
         raise click.exceptions.Exit(1 if found else 0)
     if until_end:
@@ -51,6 +53,13 @@ def watch(common: Common, files: tuple[str, ...], name: str | None, key: str | N
     log_to_stderr()
     with common.federation() as federation:
         _send(federation, files, name, key, from_start=from_start)
+
+
+def _require_there(files: Sequence[str]) -> None:
+    """Refuse a file that is not there, where nobody waits for it: a mistyped name is no log without trouble."""
+    for file in files:
+        if not os.path.exists(file):
+            raise NotFoundError("no such file", path=file, hint="without --until-end it is waited for")
 
 
 def _send(federation: Federation, files: Sequence[str], name: str, key: str | None, *, from_start: bool) -> None:

@@ -50,6 +50,12 @@ def test_a_file_without_trouble_is_zero(refold_: Shell, tmp_path: Path) -> None:
     assert refold_("watch", str(tmp_path / "fine.log"), "--until-end") == (0, "", "")
 
 
+def test_a_mistyped_name_is_no_log_without_trouble(refold_: Shell, path: Path) -> None:
+    said = refold_("watch", str(path), "absent.log", "--until-end")
+    assert (said.code, said.out) == (4, "")
+    assert "absent.log" in said.err
+
+
 def test_what_is_no_file_and_what_does_not_go_together_is_said(refold_: Shell, path: Path, tmp_path: Path) -> None:
     assert refold_("watch", str(tmp_path), "--until-end").code == 78
     assert refold_("watch", str(path), "--until-end", "--name", "ann").code == 2
