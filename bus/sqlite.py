@@ -206,3 +206,6 @@ def _check_path(path: Path, create: bool) -> None:
         raise ConfigurationError("the bus file's folder is not there", path=path, hint=f"make {path.parent} first")
     if not create and not path.exists():
         raise NotFoundError("no such bus file", path=path, hint="check the name, or create the federation first")
+    if not create and path.is_file() and path.stat().st_size == 0:
+        # Somebody else's, or of a process that died while it made a bus: whoever only reads makes none of it.
+        raise NotFoundError("the bus file is empty", path=path, hint="check the name, or create the federation first")

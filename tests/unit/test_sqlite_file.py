@@ -88,6 +88,13 @@ def test_a_missing_folder_a_folder_and_a_missing_file_are_told_apart(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_empty_file_becomes_no_bus_where_one_is_looked_for(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(NotFoundError, match="is empty"):
+        open_bus(f"sqlite:{tmp_path}/notes.txt", create=False)
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("notes.txt", 0)]
+
+
 def test_an_empty_file_becomes_a_bus(tmp_path):
     (tmp_path / "bus.db").touch()
     with bus_in(tmp_path) as bus:
