@@ -18,6 +18,7 @@ LEAST_DIGITS = 4
 
 KINDS = ("round", "client", "digest")
 FORMS = "r12, 12, HEAD, HEAD~3, at least 4 digits of a digest, or a client's name"
+ROUND_FORMS = "r12, 12, HEAD, HEAD~3 or at least 4 digits of a digest"
 
 _HEAD = re.compile(r"(?:HEAD|@)(?:~(\d{0,9}))?")
 _ROUND = re.compile(r"r?(\d{1,9})")
@@ -80,7 +81,12 @@ def resolve_round(word: str, lineage: Lineage) -> int:
     UsageError, NotFoundError
         It names no round, or several.
     """
-    ref = parse_ref(word, lineage)
+    try:
+        ref = parse_ref(word, lineage)
+    except NotFoundError as error:
+        if error.hint != f"give {FORMS}":
+            raise
+        raise NotFoundError(f"{word!r} is no round", hint=f"give {ROUND_FORMS}") from error
     if ref.round is not None:
         return ref.round
     return only(sorted(rounds_with(ref.text, lineage)), word, "rounds")

@@ -94,7 +94,7 @@ def proof_from_json(value: Any) -> Proof:
     kind = value.get("kind") if isinstance(value, dict) else None
     wanted = {INCLUSION: ["checkpoint", "event", "index", "kind", "path"], CONSISTENCY: ["kind", "new", "old", "path"]}
     if not isinstance(kind, str) or kind not in wanted or sorted(value) != wanted[kind]:
-        raise InvalidRecord("form", "not a proof")
+        raise InvalidRecord("form", "its fields are not those of one")
     path = _path(value["path"])
     if kind == CONSISTENCY:
         return ConsistencyProof(Kept.from_json(value["old"]), Kept.from_json(value["new"]), path)

@@ -419,7 +419,7 @@ def test_rebuild_gives_the_same_from_every_snapshot_and_thread_count(in_folder: 
         (["99"], 4, "no such round"),
         (["1", "--from-round", "3"], 4, "there are rounds 0, 2"),
         (["1", "-o", "no/such/folder/x.npz"], 2, "folder is not there"),
-        (["c0"], 4, "c0"),
+        (["c0"], 4, "'c0' is no round: give r12"),
     ],
 )
 def test_rebuild_says_what_it_cannot(in_folder: Shell, words: list[str], code: int, told: str) -> None:
