@@ -27,7 +27,7 @@ def order(federation: Federation, asked: Order, *, timeout_s: float | None) -> t
     """
     federation.keyring.operator()
     require_order(asked)
-    _check(federation, asked)
+    require_obeyable(federation, asked)
     reader = LedgerReader(federation.bus, federation.topics.accepted)
     try:
         command = federation.command(asked)
@@ -49,8 +49,13 @@ def require_order(asked: Order) -> None:
         raise UsageError(error.message, hint="names are 1 to 200 characters that print, whole numbers of 64 bits") from error
 
 
-def _check(federation: Federation, asked: Order) -> None:
-    """Refuse what detection would refuse; while commands wait for it, nobody knows what it will make of this one."""
+def require_obeyable(federation: Federation, asked: Order) -> None:
+    """Refuse what detection would refuse; while commands wait for it, nobody knows what it will make of this one.
+
+    Raises
+    ------
+    UsageError
+    """
     roster = federation.roster()
     if federation.bus.end_offset(Place(federation.topics.commands, 0)) <= roster.position.commands:
         obeyed(roster, asked, bytes(16))

@@ -7,7 +7,7 @@ import math
 import click
 
 from refold.cli.options import Common, common
-from refold.cli.ordering import order
+from refold.cli.ordering import order, require_obeyable
 from refold.cli.output import facts, note, say, say_json, table
 from refold.consumers.hindsight import Culprit
 from refold.federation import Federation
@@ -61,8 +61,11 @@ def repair(
             raise UsageError("name the clients, or let them be found with --found")
         config = dict(_setting(text) for text in said)
         plan = federation.plan_repair(culprits, to=_round(federation, to), work=work, per_round=per_round, config=config)
+        back = RollBack(plan.parent, reason, plan.calibration)
+        # In a dry run, too; and before anybody is banned for the sake of a rollback that cannot be.
+        require_obeyable(federation, back)
         if not dry_run:
-            _carry_out(federation, plan, reason, timeout)
+            _carry_out(federation, plan, back, timeout)
     _tell(plan, named, dry_run=dry_run, as_json=common.json)
 
 
@@ -83,11 +86,11 @@ def _round(federation: Federation, ref: str | None) -> int | None:
     return resolve_round(ref, history.lineage)
 
 
-def _carry_out(federation: Federation, plan: Repair, reason: str, timeout_s: float) -> None:
+def _carry_out(federation: Federation, plan: Repair, back: RollBack, timeout_s: float) -> None:
     """Order bans, then the rollback, each once the one before it was taken."""
     for client in plan.culprits:
-        order(federation, BanClient(client, reason), timeout_s=timeout_s)
-    order(federation, RollBack(plan.parent, reason, plan.calibration), timeout_s=timeout_s)
+        order(federation, BanClient(client, back.reason), timeout_s=timeout_s)
+    order(federation, back, timeout_s=timeout_s)
 
 
 def _tell(plan: Repair, named: list[Culprit] | tuple[()], *, dry_run: bool, as_json: bool) -> None:

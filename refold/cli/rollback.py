@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from refold.cli.options import Common, common, patient
-from refold.cli.ordering import order
+from refold.cli.ordering import order, require_obeyable
 from refold.cli.output import facts, note, say, say_json
 from refold.consumers.checkpoint_policy import CHOOSING, Known
 from refold.consumers.snapshot_facts import SnapshotFacts
@@ -62,8 +62,10 @@ def rollback(common: Common, ref: str, reason: str, dry_run: bool, timeout_s: fl
     with common.federation() as federation:
         effect = effect_of(federation, ref)
         command, index = b"", None
-        if not dry_run:
-            asked = RollBack(effect.parent, reason)
+        asked = RollBack(effect.parent, reason)
+        if dry_run:
+            require_obeyable(federation, asked)
+        else:
             command, index = order(federation, asked, timeout_s=timeout_s)
     if common.json:
         say_json({**asdict(effect), "dry_run": dry_run, "command": command.hex() or None, "index": index})

@@ -16,11 +16,13 @@ from safetensors.numpy import load_file
 
 import refold
 from refold.bus import open_bus
+from refold.bus.contract import Place
 from refold.bus.ledger import read_all
 from refold.cli.verbs import VERBS
 from refold.federation import Federation
 from refold.schemas.events import UpdateAccepted, UpdateRejected
 from refold.schemas.keys import SigningKey, load_public
+from refold.testing import eventually
 
 
 @pytest.fixture
@@ -385,6 +387,20 @@ def test_refs_that_name_nothing_say_so(in_folder: Shell, ref: str, code: int, to
     said = in_folder("show", ref)
     assert said.code == code
     assert told in said.err
+
+
+def test_a_repair_that_cannot_be_bans_nobody_and_no_dry_run_promises_it(in_folder: Shell, federation: Federation) -> None:
+    with federation.serve():
+        federation.end()
+        eventually(lambda: federation.ended, timeout_s=30.0, what="the end")
+    commands = Place(federation.topics.commands, 0)
+    before = federation.bus.end_offset(commands)
+    for words in (["repair", "c0"], ["rollback", "1"]):
+        for dry in (["--dry-run"], []):
+            said = in_folder(*words, *dry)
+            assert (said.code, said.out) == (2, "")
+            assert "the federation has ended" in said.err
+    assert federation.bus.end_offset(commands) == before
 
 
 def test_rebuild_writes_what_the_library_rebuilds(in_folder: Shell, federation: Federation, folder: Path) -> None:
