@@ -376,7 +376,15 @@ def test_top_on_a_terminal_takes_the_whole_screen_and_gives_it_back(federation: 
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "refold", "top", "--bus", federation.url, "--every", "0.2"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as running:
+    with subprocess.Popen(
+        words,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        # Tests that a shell runs in the background ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
         os.close(theirs)
         said = b""
         with os.fdopen(ours, "r+b", buffering=0) as terminal:
