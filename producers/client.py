@@ -6,7 +6,7 @@ import logging
 import operator
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -95,6 +95,8 @@ class Client:
         self._open_timeout_s = open_timeout_s
         self._clock = clock or SystemClock()
         self._closing = threading.Event()
+        self.on_outcome: Callable[[bytes, str], None] = lambda digest, outcome: None
+        """Called with an update's digest and outcome once its verdict is heard, in the thread that this belongs to."""
         self.privacy = (
             None if privacy is None else PrivateUpdates(privacy, SpendingFile(outbox.folder, topics.federation, name))
         )
@@ -434,6 +436,8 @@ class Client:
 
     def _take_receipt(self, receipt: ReceiptEvent) -> None:
         self._answers.take_receipt(receipt, self._history.lineage)
+        if receipt.client == self.name:
+            self.on_outcome(receipt.digest, receipt.outcome)
 
     def _doing(self, activity: str) -> None:
         if self._heartbeat:

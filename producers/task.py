@@ -83,6 +83,9 @@ class Task:
         self.state = state
         self.evaluate = evaluate
         self.answered = False
+        self.receipt: Receipt | None = None
+        """What the answer comes to; None until there is one."""
+        self.is_declined = False
         self._checkpoints: list[ClientCheckpoint] = []
 
     @property
@@ -170,6 +173,7 @@ class Task:
         """Say that there is nothing to send this round; no blame is attached."""
         if self.answered:
             raise UsageError("this task was answered already", round=self.round)
+        self.is_declined = True
         kind = PASS if self.evaluate else DECLINE
         note = "".join(c if c.isprintable() else " " for c in reason)[:MAX_NOTE]
         body = self._client.body(self, kind, 0, {}, (), (), note)
@@ -183,7 +187,7 @@ class Task:
         return None if receipt is None else self._over(receipt)
 
     def _over(self, receipt: Receipt) -> Receipt:
-        self.answered = True
+        self.answered, self.receipt = True, receipt
         for checkpoint in self._checkpoints:
             checkpoint.clear()
         return receipt

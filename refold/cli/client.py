@@ -13,8 +13,9 @@ import click
 
 from refold.cli.init import pairs
 from refold.cli.options import Common, common
-from refold.cli.output import log_to_stderr, note
+from refold.cli.output import log_to_stderr, note, short
 from refold.federation import Federation
+from refold.producers.answers import DIVERGED
 from refold.producers.client import Client
 from refold.producers.enrolment import read_token
 from refold.producers.privacy import Privacy
@@ -119,29 +120,34 @@ def _function(words: str) -> Function:
 
 
 def _work(member: Client, function: Function) -> None:
-    last: tuple[int, Receipt] | None = None
+    waiting: dict[bytes, int] = {}
+    # Heard while the client waits, too: after a refusal there may be no next task.
+    member.on_outcome = lambda digest, outcome: _tell_outcome(waiting, digest, outcome)
     for task in member.tasks():
-        last = _tell_outcome(last)
         receipt = _answer(task, function(task))
-        if receipt is not None:
-            last = (task.round, receipt)
-            note(f"round {task.round}: {'evaluated' if task.evaluate else 'trained'}, update {receipt.digest.hex()[:12]} sent")
-    _tell_outcome(last)
+        if task.is_declined:
+            note(f"round {task.round}: declined")
+        elif receipt.outcome != DIVERGED:
+            note(f"round {task.round}: {'evaluated' if task.evaluate else 'trained'}, update {short(receipt.digest)} sent")
+            waiting[receipt.digest] = task.round
+            if receipt.outcome is not None:  # The function waited for it.
+                _tell_outcome(waiting, receipt.digest, receipt.outcome)
     note("the federation has ended")
 
 
-def _tell_outcome(last: tuple[int, Receipt] | None) -> tuple[int, Receipt] | None:
-    """Say what became of the last update, once that is known."""
-    if last is None or last[1].outcome is None:
-        return last
-    note(f"round {last[0]}: {last[1].outcome}")
-    return None
+def _tell_outcome(waiting: dict[bytes, int], digest: bytes, outcome: str) -> None:
+    """Say what became of an update that was sent by this process, once."""
+    round_ = waiting.pop(digest, None)
+    if round_ is None:
+        return
+    why = f"refused ({outcome}); at the server `refold show {short(digest)}` says why"
+    note(f"round {round_}: {outcome if outcome == 'accepted' else why}")
 
 
-def _answer(task: Task, returned: Any) -> Receipt | None:
+def _answer(task: Task, returned: Any) -> Receipt:
     """Send what the function returned, unless it answered the task itself."""
-    if task.answered:
-        return returned if isinstance(returned, Receipt) else None
+    if task.receipt is not None:
+        return task.receipt
     if task.evaluate and isinstance(returned, Mapping) and "loss" in returned:
         metrics = {name: float(value) for name, value in returned.items() if name != "loss"}
         return task.evaluated(loss=float(returned["loss"]), metrics=metrics)

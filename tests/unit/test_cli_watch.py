@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -148,3 +152,33 @@ def test_a_client_on_the_command_line_tells_its_logs(
     told = {line for beat in beats if beat.condition and beat.condition.log for line in beat.condition.log.error_lines}
     assert told <= {"mine: cannot read shard 3", "FATAL of the file"}
     assert told
+
+
+def test_a_client_whose_function_submits_tells_the_verdict_on_its_terminal(tmp_path: Path) -> None:
+    """No further task comes after the refusal: it is told while the client waits."""
+    url = f"sqlite:{tmp_path}/two.db"
+    (tmp_path / "own_submit.py").write_text(
+        "def train(task):\n"
+        "    task.submit({name: value + (task.round == 1) for name, value in task.numpy().items()}, num_examples=1)\n"
+    )
+    with refold.create(url, {"w": np.zeros(3, "f4")}, plan=refold.Plan(minimum=1, heartbeat_s=0.05)) as made:
+        made.enroll("ann", SigningKey.load_or_create(tmp_path / "ann.pem").public)
+        words = ("client", "ann", "--key", "ann.pem", "--train", "own_submit:train", "--bus", url)
+        with made.serve():
+            command = [sys.executable, "-m", "refold", *words]
+            with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as client:
+                late = threading.Timer(60, client.kill)
+                late.start()
+                told = []
+                for line in client.stderr or ():
+                    told.append(line)
+                    if "refused" in line:
+                        client.send_signal(signal.SIGTERM)
+                late.cancel()
+            assert client.returncode == 130
+    assert [re.sub(r"[0-9a-f]{12}", "DIGEST", line) for line in told if line.strip()] == [
+        "round 1: trained, update DIGEST sent\n",
+        "round 1: accepted\n",
+        "round 2: trained, update DIGEST sent\n",
+        "round 2: refused (protocol); at the server `refold show DIGEST` says why\n",
+    ]
