@@ -151,9 +151,11 @@ def initial_state(state: Mapping[str, Any], rules: Mapping[str, str] | None = No
     Raises
     ------
     UsageError
-        As `refold.state.tensors.schema_of`.
+        As `refold.state.tensors.schema_of`; also for a state whose tensors have no elements: no update could change it.
     """
     schema = schema_of(state, rules)
+    if not schema.size:
+        raise UsageError("the state cannot be a model: it has no parameters", hint="every tensor of it is empty")
     return ModelState(schema, 0, lattice_arrays(state, schema))
 
 

@@ -117,6 +117,13 @@ def test_a_state_that_cannot_be_a_model_is_refused() -> None:
         schema_of({})
 
 
+def test_a_model_without_any_element_is_refused_and_an_empty_tensor_beside_others_is_not() -> None:
+    empty = np.zeros((0, 3), np.float32)
+    with pytest.raises(UsageError, match="no parameters"):
+        initial_state({"w": empty, "v": empty})
+    assert initial_state({"w": empty, "v": np.ones(2, np.float32)}).schema.size == 2
+
+
 def test_tensors_that_are_not_the_models_are_refused() -> None:
     schema = schema_of({"w": np.ones(2, np.float32)})
     with pytest.raises(UsageError, match="lacking"):
