@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ from refold.schemas.errors import RefoldError
 
 INTERRUPTED = 130
 USAGE = 2
+NOT_FOUND, TRY_AGAIN, CONFIGURATION = 4, 75, 78
 PIPE_CLOSED = 141
 """What a shell tells of a program that SIGPIPE ended. Not 0: whoever left did not hear whether the answer is good."""
 
@@ -45,7 +47,27 @@ def _described(error: BaseException) -> dict[str, Any]:
         return _fields("UsageError", message[:1].lower() + message[1:], {}, hint, USAGE)
     assert isinstance(error, OSError)
     where = {"path": str(error.filename)} if error.filename else {}
-    return _fields(type(error).__name__, error.strerror or str(error), where, "", 1)
+    code, hint = _SYSTEM.get(error.errno or 0, (CONFIGURATION, "the system refused it: name another place, or ask who runs it"))
+    return _fields(type(error).__name__, error.strerror or str(error), where, hint, code)
+
+
+_NO_RIGHT = (CONFIGURATION, "give this account the right to it, or name another place")
+_NO_ROOM = (TRY_AGAIN, "make room there, or name another place")
+_TOO_MANY = (TRY_AGAIN, "close what is not needed, or raise the limit (`ulimit -n`)")
+_SYSTEM: dict[int, tuple[int, str]] = {
+    errno.ENOENT: (NOT_FOUND, "is the name right?"),
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: (CONFIGURATION, "nothing can be written there: name another place"),
+    errno.ENOTDIR: (CONFIGURATION, "a part of the path is no folder: name another place"),
+    errno.EISDIR: (CONFIGURATION, "it is a folder: name a file"),
+    errno.ENAMETOOLONG: (USAGE, "name a shorter one"),
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EMFILE: _TOO_MANY,
+    errno.ENFILE: _TOO_MANY,
+}
+"""What the system refuses → exit code and remedy. Never 1: that is an answer, and here there is none."""
 
 
 def _fields(kind: str, message: str, where: dict[str, Any], hint: str, exit_code: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command line as its users meet it: what it prints, where, and with which exit code."""
 
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -459,6 +461,35 @@ def test_where_no_file_can_be_written_is_said_before_anything_is(
     assert said.err.count("\n") == 1
     assert ".tmp" not in said.err
     assert {path.name for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "opener"),
+    [
+        (["rebuild", "-o", "x.npz"], "pathlib.Path.open"),
+        (["checkpoint", "-o", "x"], "pathlib.Path.open"),
+        (["enroll", "c9", "--new-key", "c9.pem"], "refold.schemas.keys.create_file"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [(errno.EROFS, 78, "name another place"), (errno.EACCES, 78, "the right to it"), (errno.ENOSPC, 75, "make room")],
+)
+def test_what_the_system_refuses_is_no_negative_answer_and_has_a_remedy(
+    in_folder: Shell, monkeypatch: pytest.MonkeyPatch, words: list[str], opener: str, number: int, code: int, told: str
+) -> None:
+    whole = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if opener.endswith("Path.open") and "w" not in "".join(args[:1]):
+            return whole(path, *args, **kwargs)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(opener, refuse)
+    said = in_folder(*words)
+    assert (said.code, said.out) == (code, "")
+    assert told in said.err
+    assert said.err.count("\n") == 1
 
 
 # verify, snapshots, quarantine, tail.
