@@ -59,6 +59,11 @@ def covering(index: int, checkpoints: list[Kept]) -> Kept:
     return checkpoints[-1]
 
 
+def last_index(bus: Bus, topics: Topics) -> int:
+    """Return the index of the last event of `accepted`; −1 if it has none."""
+    return max((entry.commit.next_index for entry in read_all(bus, topics.accepted)), default=0) - 1
+
+
 def prove_inclusion(bus: Bus, topics: Topics, index: int, kept: Kept, progress: Progress) -> InclusionProof:
     """Prove that an event is in the log that a checkpoint was signed for.
 

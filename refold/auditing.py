@@ -7,9 +7,10 @@ from pathlib import Path
 
 from refold.consumers.audit.findings import Progress
 from refold.consumers.audit.run import Audit, Report, silent
-from refold.consumers.proving import checkpoints_of, covering, prove_inclusion
+from refold.consumers.proving import checkpoints_of, covering, last_index, prove_inclusion
 from refold.evidence import Evidence
 from refold.opened import Opened
+from refold.schemas.errors import NotFoundError, TryAgainError
 from refold.schemas.kept import Kept
 from refold.schemas.proofs import InclusionProof
 
@@ -45,6 +46,21 @@ class Auditing(Opened):
         ----------
         kept
             The checkpoint to rest it on; the newest if None.
+
+        Raises
+        ------
+        NotFoundError
+            The checkpoint does not cover the event, or the log has ended before it.
+        TryAgainError
+            No checkpoint covers the event yet.
         """
-        chosen = kept or covering(index, self.checkpoints())
+        chosen = kept or self._covering(index)
         return prove_inclusion(self.bus, self.topics, index, chosen, progress or silent)
+
+    def _covering(self, index: int) -> Kept:
+        try:
+            return covering(index, self.checkpoints())
+        except TryAgainError:
+            if self.ended and index > (last := last_index(self.bus, self.topics)):
+                raise NotFoundError(f"the log ends at {last}", index=index, hint="`refold log` prints its events") from None
+            raise

@@ -82,6 +82,8 @@ def _index_of(federation: Federation, word: str) -> int:
     """
     if event := _EVENT.fullmatch(word):
         return int(event.group(1))
+    if word.startswith("event:"):
+        raise UsageError(f"{word!r} names no event", hint="give event:N, with the index that `refold log` prints")
     reader = LineageReader(federation.bus, federation.topics)
     try:
         ref = parse_ref(word, reader.read_to_end())

@@ -21,6 +21,7 @@ from refold.schemas.events import UpdateAccepted
 from refold.schemas.kept import Kept, to_lines
 from refold.schemas.keys import SigningKey, log_key
 from refold.schemas.proofs import InclusionProof, proof_from_json, require_proof
+from refold.testing import eventually
 
 
 @pytest.fixture
@@ -126,6 +127,16 @@ def test_a_log_does_not_prove_what_another_one_was_signed_for(federation: Federa
         prove_consistency(federation.bus, federation.topics, federation.checkpoints()[0], other, silent)
 
 
+def test_an_event_beyond_the_end_of_an_ended_log_is_not_waited_for(shell: Shell, federation: Federation) -> None:
+    with federation.serve():
+        federation.end()
+        eventually(lambda: federation.ended, timeout_s=30.0, what="the end")
+    last = max(context.index for _, context in federation.log())
+    said = shell("prove", f"event:{last + 1}", "--bus", federation.url)
+    assert said.code == 4
+    assert f"the log ends at {last}" in said.err
+
+
 # The command line.
 
 
@@ -168,6 +179,13 @@ def test_a_file_that_is_no_proof_is_refused(shell: Shell, tmp_path: Path, text: 
     said = shell("prove", "--check", f"{tmp_path}/proof")
     assert said.code == 78
     assert "not a proof" in said.err
+
+
+@pytest.mark.parametrize("word", ["event:" + "9" * 23, "event:x", "event:"])
+def test_what_is_no_events_index_is_said_to_be_none(shell: Shell, federation: Federation, word: str) -> None:
+    said = shell("prove", word, "--bus", federation.url)
+    assert said.code == 2
+    assert "give event:N" in said.err
 
 
 @pytest.mark.parametrize("words", [[], ["r1", "--check", "x"], ["--check", "nowhere"], ["event:99999"], ["r99"]], ids=str)
