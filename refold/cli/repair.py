@@ -64,6 +64,8 @@ def repair(
         back = RollBack(plan.parent, reason, plan.calibration)
         # In a dry run, too; and before anybody is banned for the sake of a rollback that cannot be.
         require_obeyable(federation, back)
+        if config and plan.calibration is None:
+            note(_unused(plan, work, per_round))
         if not dry_run:
             _carry_out(federation, plan, back, timeout)
     _tell(plan, named, dry_run=dry_run, as_json=common.json)
@@ -84,6 +86,15 @@ def _round(federation: Federation, ref: str | None) -> int | None:
     history = federation.history()
     history.close()
     return resolve_round(ref, history.lineage)
+
+
+def _unused(plan: Repair, work: float, per_round: int) -> str:
+    """Return why no training is told the settings of --set, and from which --work on there is a round of it."""
+    least = math.ceil(per_round / plan.lost * 1000) / 1000 if plan.lost else math.inf
+    said = f"--set is not used: {work:g} of {plan.lost} lost updates comes to no calibration round"
+    if least <= 1:
+        return f"{said}; --work {least:g} comes to one"
+    return f"{said}, whatever the --work"
 
 
 def _carry_out(federation: Federation, plan: Repair, back: RollBack, timeout_s: float) -> None:

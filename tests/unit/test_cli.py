@@ -405,6 +405,18 @@ def test_a_repair_that_cannot_be_bans_nobody_and_no_dry_run_promises_it(in_folde
     assert federation.bus.end_offset(commands) == before
 
 
+def test_a_repair_that_has_no_use_for_its_settings_says_so_and_what_would_have(in_folder: Shell) -> None:
+    words = ("repair", "c0", "--dry-run", "--set", "batch=2")
+    said = in_folder(*words, "--work", "0.01")
+    assert (said.code, "calibration   none" in said.out) == (0, True)
+    least = re.search(r"--set is not used: 0\.01 of 5 lost updates .*; --work ([0-9.]+) comes to one", said.err)
+    assert least
+    said = in_folder(*words, "--work", least.group(1))
+    assert "1 round" in said.out
+    assert "not used" not in said.err
+    assert "whatever the --work" in in_folder(*words, "--work", "1", "--per-round", "9").err
+
+
 def test_rebuild_writes_what_the_library_rebuilds(in_folder: Shell, federation: Federation, folder: Path) -> None:
     state = federation.rebuild(2)
     for name in ("two.safetensors", "two.npz"):
