@@ -12,7 +12,7 @@ from refold.bus.ledger import Entry, LedgerReader
 from refold.cli.describe import clients_of, one_line, round_of
 from refold.cli.graph import graph
 from refold.cli.options import Common, common
-from refold.cli.output import say, say_json, short, time_text
+from refold.cli.output import note, say, say_json, short, time_text
 from refold.consumers.attached import LEDGERS
 from refold.federation import Federation
 from refold.jsonable import event_json
@@ -69,12 +69,16 @@ def log(
         if as_graph:
             _print_graph(federation, as_json=common.json)
             return
+        found = False
         for entry in _entries(LedgerReader(federation.bus, f"{federation.name}.{topic}"), follow=follow):
             for index, event in entry.indexed():
                 if wanted not in ("", type(event).__name__) or (round_ is not None and round_of(event) != round_):
                     continue
                 if client is None or client in clients_of(event):
+                    found = True
                     _print(topic, entry, index, event, as_json=common.json)
+        if not found:
+            note(f"no event of {topic} matches")
 
 
 def _print_graph(federation: Federation, *, as_json: bool) -> None:

@@ -329,6 +329,12 @@ def test_log_filters_by_round_client_and_type(in_folder: Shell) -> None:
     }
 
 
+@pytest.mark.parametrize("words", [["--round", "99"], ["--client", "nobody"], ["--round", "99", "--json"]])
+def test_log_says_that_nothing_matches_beside_its_output(in_folder: Shell, words: list[str]) -> None:
+    assert in_folder("log", *words) == (0, "", "no event of accepted matches\n")
+    assert not in_folder("log", "--round", "1").err
+
+
 def test_log_guesses_what_a_mistyped_type_meant(in_folder: Shell) -> None:
     said = in_folder("log", "--type", "UpdatAccepted")
     assert said.code == 2
