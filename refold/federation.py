@@ -219,9 +219,12 @@ def connect(
         wanted = found[0]
     if wanted is None or wanted not in found:
         _let_see(bus, wanted)
-        there = ", ".join(found) or "none"
-        hint = "make one with `refold init`" if not found else "name one in the URL: sqlite:FILE?federation=NAME"
-        raise NotFoundError(f"no federation{f' {wanted!r}' if wanted else ' chosen'} on this bus; there: {there}", hint=hint)
+        if not found:
+            named = f" {wanted!r}, nor any other," if wanted else ""
+            raise NotFoundError(f"there is no federation{named} on this bus", hint="make one with `refold init`")
+        hint = "name one in the URL: sqlite:FILE?federation=NAME"
+        said = f"no federation {wanted!r} on this bus" if wanted else "several federations are on this bus"
+        raise NotFoundError(f"{said}; there: {', '.join(found)}", hint=hint)
     return Federation(bus, wanted, key_folder(url, keys))
 
 

@@ -13,7 +13,7 @@ from refold.bus.symptoms import Severity, Symptom
 from refold.bus.topics import Topics
 from refold.cli.acls import tell_acls
 from refold.cli.options import Common, common
-from refold.cli.output import facts, note, say, say_json
+from refold.cli.output import facts, note, number_of, say, say_json
 from refold.consumers.sealing import SealingLog
 from refold.consumers.startup import examine_federation, lost_input
 from refold.consumers.view import LogView
@@ -80,7 +80,9 @@ def _logs(bus: Bus, topics: Topics) -> Iterator[Symptom]:
     try:
         view.read_to_end()
         commits, skipped = view.accepted.chain.commits, view.accepted.chain.skipped
-        yield Symptom("logs", Severity.OK, f"{commits} commits follow one another, {skipped} records were passed over")
+        yield Symptom(
+            "logs", Severity.OK, f"{number_of(commits, 'commit')} in one chain, {number_of(skipped, 'record')} passed over"
+        )
     except (IntegrityError, NotFoundError) as error:
         lost = lost_input(bus, topics, view.accepted.chain.position)
         yield from lost or [Symptom("logs", Severity.FAILURE, error.message, error.hint or "`refold verify` says where")]
@@ -163,7 +165,7 @@ def _clocks(bus: Bus, topics: Topics) -> Iterator[Symptom]:
             yield Symptom("clock", Severity.WARNING, what, f"set up time synchronisation (chrony, ntpd) on {subject}'s machine")
     if all(abs(ahead_s) <= CLOCK_TOLERANCE_S for ahead_s in off.values()):
         who = (
-            f"{len(off)} writers agree with the bus to {CLOCK_TOLERANCE_S:g} s"
+            f"{number_of(len(off), 'writer')} at most {CLOCK_TOLERANCE_S:g} s off the bus's"
             if off
             else "nobody wrote yet who tells the time"
         )
@@ -194,12 +196,8 @@ def _tell(found: list[Symptom]) -> None:
             say(f"         fix: {symptom.fix}")
     failures = sum(symptom.severity is Severity.FAILURE for symptom in found)
     warnings = sum(symptom.severity is Severity.WARNING for symptom in found)
-    note(f"{len(found)} things examined: {_count(failures, 'failure')}, {_count(warnings, 'warning')}")
+    note(f"{number_of(len(found), 'thing')} examined: {number_of(failures, 'failure')}, {number_of(warnings, 'warning')}")
 
 
 def _name(symptom: Symptom) -> str:
     return f"{MARKS[symptom.severity]}  {symptom.subject}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

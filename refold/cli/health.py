@@ -13,7 +13,7 @@ import click
 from refold.bus.contract import Place, partition_for
 from refold.bus.ranges import records_in
 from refold.cli.options import Common, common
-from refold.cli.output import facts, say, say_json, table, time_text
+from refold.cli.output import facts, number_of, say, say_json, table, time_text
 from refold.cli.serve import ago
 from refold.consumers.monitoring.kinds import KINDS
 from refold.consumers.monitoring.servers import PREFIX, is_server
@@ -102,15 +102,17 @@ def counted(nodes: Sequence[NodeHealth], *, is_stale: bool) -> str:
     """Return how many nodes are in which state, and apart from them how many servers."""
     servers = [node for node in nodes if is_server(node)]
     clients = [node for node in nodes if not is_server(node)]
-    more = f"; {_counted(servers, 'servers', is_stale=is_stale)}" if servers else ""
-    return _counted(clients, "nodes", is_stale=is_stale) + more
+    more = f"; {_counted(servers, 'server', is_stale=is_stale)}" if servers else ""
+    return _counted(clients, "node", is_stale=is_stale) + more
 
 
 def _counted(nodes: Sequence[NodeHealth], name: str, *, is_stale: bool) -> str:
     if is_stale:
-        return f"{len(nodes)} {name}, {STALE}"
+        return f"{number_of(len(nodes), name)}, {STALE}"
     counts = Counter(node.state for node in nodes)
-    return f"{len(nodes)} {name}: " + (", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none")
+    return f"{number_of(len(nodes), name)}: " + (
+        ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none"
+    )
 
 
 def node_json(node: NodeHealth, *, is_stale: bool) -> dict[str, Any]:

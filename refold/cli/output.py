@@ -82,6 +82,11 @@ def size_text(size_bytes: int) -> str:
     return f"{size:.1f} TB"
 
 
+def number_of(number: int, what: str) -> str:
+    """Return so many of something, in the plural where they are not one."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def short(digest: bytes) -> str:
     """Return a digest's first 12 digits, which `refold show` takes."""
     return digest.hex()[:12]

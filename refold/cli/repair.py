@@ -8,7 +8,7 @@ import click
 
 from refold.cli.options import Common, common
 from refold.cli.ordering import order, require_obeyable
-from refold.cli.output import facts, note, say, say_json, table
+from refold.cli.output import facts, note, number_of, say, say_json, table
 from refold.consumers.hindsight import Culprit
 from refold.federation import Federation
 from refold.recovering import WORK, Repair, Setting
@@ -91,7 +91,7 @@ def _round(federation: Federation, ref: str | None) -> int | None:
 def _unused(plan: Repair, work: float, per_round: int) -> str:
     """Return why no training is told the settings of --set, and from which --work on there is a round of it."""
     least = math.ceil(per_round / plan.lost * 1000) / 1000 if plan.lost else math.inf
-    said = f"--set is not used: {work:g} of {plan.lost} lost updates comes to no calibration round"
+    said = f"--set is not used: {work:g} of {number_of(plan.lost, 'lost update')} comes to no calibration round"
     if least <= 1:
         return f"{said}; --work {least:g} comes to one"
     return f"{said}, whatever the --work"
@@ -114,8 +114,8 @@ def _tell(plan: Repair, named: list[Culprit] | tuple[()], *, dry_run: bool, as_j
     pairs = [
         ("banned", ", ".join(plan.culprits)),
         ("goes on from", f"round {plan.parent}; leaves all up to round {plan.abandoned}"),
-        ("lost", f"{plan.lost} updates of other clients"),
-        ("calibration", f"{rounds} rounds" if rounds else "none: training goes on as it did"),
+        ("lost", f"{number_of(plan.lost, 'update')} of other clients"),
+        ("calibration", number_of(rounds, "round") if rounds else "none: training goes on as it did"),
     ]
     for line in facts(pairs):
         say(line)

@@ -8,7 +8,7 @@ import click
 
 from refold.cli.options import Common, common, patient
 from refold.cli.ordering import order, require_obeyable
-from refold.cli.output import facts, note, say, say_json
+from refold.cli.output import facts, note, number_of, say, say_json
 from refold.consumers.checkpoint_policy import CHOOSING, Known
 from refold.consumers.snapshot_facts import SnapshotFacts
 from refold.federation import Federation
@@ -82,8 +82,11 @@ def _told(effect: Effect) -> list[tuple[str, object]]:
     return [
         ("goes on from", f"round {effect.parent}, state {effect.state[:12]}"),
         ("as round", effect.round),
-        ("leaves", f"{effect.rounds_left} rounds, up to round {effect.abandoned}"),
-        ("and in them", f"{effect.updates_left} applied updates of {effect.clients} clients, which stay in the log"),
+        ("leaves", f"{number_of(effect.rounds_left, 'round')}, up to round {effect.abandoned}"),
+        (
+            "and in them",
+            f"{number_of(effect.updates_left, 'applied update')} of {number_of(effect.clients, 'client')}; the log keeps them",
+        ),
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import click
 
 from refold.cli.options import Common, common
-from refold.cli.output import note, say, say_json, short, size_text, table, time_text
+from refold.cli.output import note, number_of, say, say_json, short, size_text, table, time_text
 from refold.consumers.snapshot_facts import SnapshotFacts
 from refold.federation import Federation
 from refold.producers.history import History
@@ -119,7 +119,9 @@ def _predicted(history: History, rates: _Stopwatch, round_: int, *, measure: boo
 
 
 def _told(one: Prediction) -> str:
-    said = f"round {one.round}: about {one.predicted_s * 1000:.3g} ms, from round {one.start} over {one.steps} steps"
+    said = (
+        f"round {one.round}: about {one.predicted_s * 1000:.3g} ms, from round {one.start} over {number_of(one.steps, 'step')}"
+    )
     if one.measured_s is None:
         return f"{said}, {size_text(one.read_bytes)} read"
     return f"{said}; took {one.measured_s * 1000:.3g} ms, {one.measured_s / max(one.predicted_s, 1e-9):.2f} times that"

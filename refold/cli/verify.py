@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from refold.cli.options import Common, common
-from refold.cli.output import facts, note, progress_bar, say, say_json
+from refold.cli.output import facts, note, number_of, progress_bar, say, say_json
 from refold.consumers.audit import Finding, Report, Summary
 from refold.schemas.errors import IntegrityError
 
@@ -60,10 +60,16 @@ def _line(finding: Finding) -> str:
 def _counts(summary: Summary, *, quick: bool) -> Iterator[tuple[str, object]]:
     for name, log in summary.logs.items():
         beside = f", {log.stale} stale skipped" + (f", {log.foreign} foreign" if log.foreign else "")
-        yield f"log {name}", f"{log.events} events in {log.commits} commits{beside}, head {log.head[:12]}"
+        yield (
+            f"log {name}",
+            f"{number_of(log.events, 'event')} in {number_of(log.commits, 'commit')}{beside}, head {log.head[:12]}",
+        )
     yield "clients", summary.clients
     yield "updates", f"{summary.received} received"
-    yield "  accepted", f"{summary.accepted}" + (f" and {summary.evaluations} evaluations" if summary.evaluations else "")
+    yield (
+        "  accepted",
+        f"{summary.accepted}" + (f" and {number_of(summary.evaluations, 'evaluation')}" if summary.evaluations else ""),
+    )
     for reason, count in sorted(summary.rejected.items()):
         yield f"  {reason}", f"{count} rejected"
     for reason, count in sorted(summary.unattributed.items()):
@@ -71,19 +77,22 @@ def _counts(summary: Summary, *, quick: bool) -> Iterator[tuple[str, object]]:
     if summary.waiting:
         yield "  waiting", summary.waiting
     if summary.uncovered:
-        yield "uncovered", f"{summary.uncovered} events that aggregation has not seen yet"
+        yield "uncovered", f"{number_of(summary.uncovered, 'event')} that aggregation has not seen yet"
     yield "receipts", summary.receipts
     yield "rounds", f"{summary.rounds}" + (f", {summary.void} void" if summary.void else "")
     if not quick:
         yield from _derived(summary)
-    yield "snapshots", f"{summary.snapshots}" + ("" if quick else " load and agree")
+    yield "snapshots", f"{summary.snapshots}" + ("" if quick else ": each loads and agrees")
     if summary.merged:
-        yield "merged", f"{summary.merged} merged steps" + ("" if quick else " are the sums of their rounds' steps")
+        yield "merged", f"{summary.merged}" + ("" if quick else ": each is the sum of its rounds' steps")
     if not quick:
-        yield "signatures", f"{summary.signed} updates are what their clients signed"
+        yield "signatures", f"{number_of(summary.signed, 'update')} as signed by the clients"
     yield "checkpoints", f"{summary.checkpoints} signed"
     if summary.against:
-        yield "against", f"{summary.against} checkpoints kept elsewhere, {summary.fitting} fit both logs"
+        yield (
+            "against",
+            f"{number_of(summary.against, 'checkpoint')} kept elsewhere, {summary.fitting} of them in line with both logs",
+        )
 
 
 def _derived(summary: Summary) -> Iterator[tuple[str, object]]:

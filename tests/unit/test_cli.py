@@ -20,9 +20,13 @@ import refold
 from refold.bus import open_bus
 from refold.bus.contract import Place
 from refold.bus.ledger import read_all
+from refold.cli import snapshots
+from refold.cli.health import counted
 from refold.cli.verbs import VERBS
+from refold.consumers.monitoring.servers import SERVING
 from refold.federation import Federation
 from refold.schemas.events import UpdateAccepted, UpdateRejected
+from refold.schemas.health import NodeHealth
 from refold.schemas.keys import SigningKey, load_public
 from refold.testing import eventually
 
@@ -110,7 +114,22 @@ def test_a_file_that_is_no_bus_is_a_configuration_error(refold_: Shell, tmp_path
 
 def test_a_bus_without_a_federation_is_not_found(refold_: Shell) -> None:
     open_bus("sqlite:empty.db").close()
-    assert refold_("verify", "--bus", "sqlite:empty.db").code == 4
+    said = refold_("verify", "--bus", "sqlite:empty.db")
+    assert said.code == 4
+    assert said.err == "refold: there is no federation on this bus: make one with `refold init`\n"
+    said = refold_("verify", "--bus", "sqlite:empty.db?federation=x")
+    assert "no federation 'x', nor any other, on this bus" in said.err
+
+
+def test_one_thing_is_told_of_in_the_singular(refold_: Shell, tmp_path: Path) -> None:
+    _parameters(tmp_path / "w.npz")
+    refold_("init", "--bus", "sqlite:new.db", "--from", "w.npz")
+    said = refold_("verify", "--bus", "sqlite:new.db").out
+    assert "1 event in 1 commit," in said
+    assert "1 commit in one chain" in refold_("doctor", "--bus", "sqlite:new.db").out
+    server = NodeHealth("server a", "healthy", "", "", 0, 0, 0, 0, 0, SERVING, "")
+    assert counted([server], is_stale=False) == "0 nodes: none; 1 server: 1 healthy"
+    assert "over 1 step; took" in snapshots._told(snapshots.Prediction(1, 0, 1, 9, 0.1, 0.1))
 
 
 def test_errors_are_json_where_json_was_asked_for(refold_: Shell) -> None:
