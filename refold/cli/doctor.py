@@ -19,7 +19,7 @@ from refold.consumers.startup import examine_federation, lost_input
 from refold.consumers.view import LogView
 from refold.federation import Federation
 from refold.schemas.errors import ConfigurationError, IntegrityError, NotFoundError, UsageError
-from refold.schemas.identity import INSECURE
+from refold.schemas.identity import INSECURE, ClientEnrolled
 
 CLOCK_WINDOW = 200
 """How many of the newest records of a partition tell of clocks."""
@@ -143,6 +143,9 @@ def _identity(federation: Federation) -> Symptom:
     """Say whether clients are identified."""
     try:
         if federation.genesis.identity.required:
+            if not any(isinstance(event, ClientEnrolled) for event, _ in federation.log()):
+                what = "nobody is enrolled yet, so nobody can take part; `refold enroll NAME --new-key FILE` lets a client in"
+                return Symptom("identity", Severity.OK, what)
             return Symptom("identity", Severity.OK, "clients are enrolled, and what they send is signed")
     except (IntegrityError, NotFoundError) as error:
         return Symptom("identity", Severity.WARNING, f"the log does not say how clients are known: {error.message}", error.hint)

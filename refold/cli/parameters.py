@@ -22,6 +22,8 @@ def read_parameters(path: Path) -> Mapping[str, Any]:
     NotFoundError, UsageError, ConfigurationError
         There is no such file, it has another ending, or is not what its ending says.
     """
+    if path.is_dir():
+        raise UsageError("this is a folder", path=path, hint="give a .npz or .safetensors file")
     if not path.is_file():
         raise NotFoundError("no such file", path=path)
     if path.suffix not in (".npz", ".safetensors"):

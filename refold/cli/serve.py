@@ -29,7 +29,7 @@ from refold.federation import Federation
 from refold.producers.lineage import LineageReader
 from refold.schemas.canonical import decode
 from refold.schemas.checks import Alert
-from refold.schemas.errors import InvalidRecord
+from refold.schemas.errors import InvalidRecord, UsageError
 from refold.schemas.events import FederationEnded, RoundCommitted
 from refold.schemas.identity import INSECURE
 from refold.schemas.keys import log_key
@@ -69,6 +69,8 @@ def serve(
     Any number of servers may run at once: consistency shares its work, of the others one member is active. Tells of rounds and
     alerts on stderr.
     """
+    if evaluate == "":
+        raise UsageError("--evaluate names no command", hint="for instance `python evaluate.py {model}`, or leave it out")
     with common.federation() as federation:
         if status or watch is not None:
             if not federation.genesis.identity.required:

@@ -236,6 +236,12 @@ def test_init_refuses_a_file_that_is_not_what_its_name_says(refold_: Shell, tmp_
     assert refold_("init", "--bus", "sqlite:new.db", "--from", "w.npy").code == 2
 
 
+def test_init_says_of_a_folder_that_it_is_one(refold_: Shell) -> None:
+    said = refold_("init", "--bus", "sqlite:new.db", "--from", ".")
+    assert said.code == 2
+    assert "this is a folder" in said.err
+
+
 def test_init_unpickles_nothing(refold_: Shell, tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", w=np.array([{"a": 1}], dtype=object))
     said = refold_("init", "--bus", "sqlite:new.db", "--from", "w.npz")
@@ -311,6 +317,12 @@ def test_serve_refuses_another_federations_keys(in_folder: Shell, tmp_path: Path
     said = in_folder("serve", "--keys", str(tmp_path / "other.keys"))
     assert said.code == 78
     assert "secret" in said.err
+
+
+def test_serve_refuses_to_evaluate_with_no_command(in_folder: Shell) -> None:
+    said = in_folder("serve", "--evaluate", "")
+    assert said.code == 2
+    assert "names no command" in said.err
 
 
 def test_serve_status_names_every_group(in_folder: Shell) -> None:

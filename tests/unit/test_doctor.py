@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import refold
@@ -50,6 +51,13 @@ def test_a_sound_federation_has_no_failure(doctor: Doctor) -> None:
     assert code == 0
     assert {one["severity"] for one in found} == {"ok"}
     assert {"bus file", "logs", "keys", "clock", "fed.accepted", "fed.updates"} <= {one["subject"] for one in found}
+
+
+def test_a_federation_that_nobody_is_enrolled_in_is_not_said_to_have_clients(tmp_path: Path) -> None:
+    with refold.create(f"sqlite:{tmp_path}/new.db", {"w": np.zeros(3, "f4")}) as federation:
+        identity = [one.what for one in symptoms(federation) if one.subject == "identity"]
+        assert len(identity) == 1
+        assert identity[0].startswith("nobody is enrolled yet")
 
 
 @pytest.mark.parametrize(
