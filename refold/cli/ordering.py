@@ -6,6 +6,7 @@ import time
 
 from refold.bus.contract import Place
 from refold.bus.ledger import LedgerReader
+from refold.cli.output import note
 from refold.consumers.orders import obeyed
 from refold.federation import Federation
 from refold.schemas.canonical import encode
@@ -28,10 +29,14 @@ def order(federation: Federation, asked: Order, *, timeout_s: float | None) -> t
     federation.keyring.operator()
     require_order(asked)
     require_obeyable(federation, asked)
-    reader = LedgerReader(federation.bus, federation.topics.accepted)
+    reader, command = LedgerReader(federation.bus, federation.topics.accepted), b""
     try:
         command = federation.command(asked)
         return command, None if timeout_s is None else _wait(federation, reader, command, timeout_s)
+    except KeyboardInterrupt:
+        if command:
+            note("not waited for any longer: the command is written, and a server will take it")
+        raise
     finally:
         reader.close()
 

@@ -257,6 +257,24 @@ def test_enroll_says_that_no_server_runs(in_folder: Shell, folder: Path) -> None
     assert SigningKey.load(folder / "c9.pem")
 
 
+def test_an_interrupted_enroll_says_that_its_command_will_be_taken(
+    in_folder: Shell, federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    commands = Place(federation.topics.commands, 0)
+    before = federation.bus.end_offset(commands)
+    monkeypatch.setattr("refold.cli.ordering._wait", interrupted)
+    said = in_folder("enroll", "c9", "--new-key", "c9.pem")
+    assert (said.code, said.out) == (130, "")
+    assert "the command is written, and a server will take it" in said.err
+    assert federation.bus.end_offset(commands) == before + 1
+    monkeypatch.setattr("refold.federation.Federation.command", interrupted)
+    said = in_folder("enroll", "c8", "--new-key", "c8.pem")
+    assert (said.code, "written" in said.err) == (130, False)
+
+
 def test_enroll_never_overwrites_a_key(in_folder: Shell, folder: Path) -> None:
     before = (folder / "c0.pem").read_bytes()
     assert in_folder("enroll", "c0", "--new-key", "c0.pem", "--no-wait").code == 2
