@@ -338,7 +338,7 @@ def test_serve_refuses_another_federations_keys(in_folder: Shell, tmp_path: Path
 
 
 def test_serve_refuses_to_evaluate_with_no_command(in_folder: Shell) -> None:
-    said = in_folder("serve", "--evaluate", "")
+    said = in_folder("serve", "--bus", "sqlite:absent.db", "--evaluate", "")
     assert said.code == 2
     assert "names no command" in said.err
 
