@@ -1,10 +1,10 @@
 # Run `make` to see what there is to run. ARGS reaches the program: make test ARGS="-k replay", make demo ARGS="--help".
-# JOBS is how many processes test at a time, each with brokers of its own: make test JOBS=0 tests in this one.
+# JOBS=2 tests in two processes, each with brokers of its own: sooner, but tests of time need a machine with cores to spare.
 
 SHELL := /bin/sh
 PYTHON_IN_VENV := .venv/bin/python
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 0
 
 .PHONY: help setup demo kafka test check bench clean
 .DEFAULT_GOAL := help
