@@ -47,6 +47,7 @@ from refold.state.model_state import ModelState
 log = logging.getLogger("refold.client")
 
 POLL_S = 0.25
+MOST_PAUSE_S = 5.0
 TOLD_S = 2.0
 """How long a client waits at most until the bus has its word that it holds the right state again."""
 
@@ -282,7 +283,7 @@ class Client:
 
         Where no way leads to the round, the server may find so too, and go back from it: that is waited for as long.
         """
-        deadline_s = self._clock.monotonic_s() + self._open_timeout_s
+        deadline_s, pause_s = self._clock.monotonic_s() + self._open_timeout_s, POLL_S
         while True:
             self._history.refresh()
             try:
@@ -294,7 +295,9 @@ class Client:
                     raise TryAgainError(f"round {round_} cannot be had, and was gone back from") from error
                 if self._clock.monotonic_s() > deadline_s:
                     raise
-            self._history.rounds.poll(POLL_S)
+                if isinstance(error, IntegrityError):
+                    pause_s = min(2 * pause_s, MOST_PAUSE_S)  # Every way was gone in vain; news of `rounds` end the pause.
+            self._history.rounds.poll(pause_s)
 
     def spoiled(self, task: Task) -> Receipt | None:
         """Return the receipt of an answer that is not sent: the state that it rests on is not the log's. Called by `Task`.

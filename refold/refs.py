@@ -44,8 +44,13 @@ class Ref:
     text: str = ""
 
 
-def parse_ref(word: str, lineage: Lineage, clients: Collection[str] = ()) -> Ref:
+def parse_ref(word: str, lineage: Lineage, clients: Collection[str] | None = None) -> Ref:
     """Return what a word names; a digest is not looked up yet.
+
+    Parameters
+    ----------
+    clients
+        Whose names it may be; None where a round is asked for.
 
     Raises
     ------
@@ -58,6 +63,8 @@ def parse_ref(word: str, lineage: Lineage, clients: Collection[str] = ()) -> Ref
     if colon and kind not in KINDS:
         raise UsageError(f"{word!r} names nothing", hint=f"{', '.join(f'{k}:' for k in KINDS)} may come before the colon")
     wanted, text = (kind, rest) if colon else ("", word)
+    what, forms = ("round", ROUND_FORMS) if clients is None else ("round, client or digest", FORMS)
+    clients = clients or ()
     if wanted in ("", "round"):
         round_ = _round_in(text, lineage)
         if round_ is not None and (wanted or _is_there(round_, lineage) or not _may_be_other(text, clients)):
@@ -69,8 +76,8 @@ def parse_ref(word: str, lineage: Lineage, clients: Collection[str] = ()) -> Ref
     if wanted in ("", "digest") and _DIGEST.fullmatch(text.lower()):
         return Ref("digest", None, text.lower())
     if wanted or not text:
-        raise UsageError(f"{word!r} names nothing", hint=f"give {FORMS}")
-    raise NotFoundError(f"{word!r} is no round, client or digest", hint=f"give {FORMS}")
+        raise UsageError(f"{word!r} names nothing", hint=f"give {forms}")
+    raise NotFoundError(f"{word!r} is no {what}", hint=f"give {forms}")
 
 
 def resolve_round(word: str, lineage: Lineage) -> int:
@@ -81,12 +88,7 @@ def resolve_round(word: str, lineage: Lineage) -> int:
     UsageError, NotFoundError
         It names no round, or several.
     """
-    try:
-        ref = parse_ref(word, lineage)
-    except NotFoundError as error:
-        if error.hint != f"give {FORMS}":
-            raise
-        raise NotFoundError(f"{word!r} is no round", hint=f"give {ROUND_FORMS}") from error
+    ref = parse_ref(word, lineage)
     if ref.round is not None:
         return ref.round
     return only(sorted(rounds_with(ref.text, lineage)), word, "rounds")

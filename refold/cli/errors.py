@@ -10,11 +10,10 @@ from typing import Any
 import click
 
 from refold.jsonable import safe_text
-from refold.schemas.errors import RefoldError
+from refold.schemas.errors import ConfigurationError, NotFoundError, RefoldError, TryAgainError
 
 INTERRUPTED = 130
 USAGE = 2
-NOT_FOUND, TRY_AGAIN, CONFIGURATION = 4, 75, 78
 PIPE_CLOSED = 141
 """What a shell tells of a program that SIGPIPE ended. Not 0: whoever left did not hear whether the answer is good."""
 
@@ -47,20 +46,20 @@ def _described(error: BaseException) -> dict[str, Any]:
         return _fields("UsageError", message[:1].lower() + message[1:], {}, hint, USAGE)
     assert isinstance(error, OSError)
     where = {"path": str(error.filename)} if error.filename else {}
-    code, hint = _SYSTEM.get(error.errno or 0, (CONFIGURATION, "the system refused it: name another place, or ask who runs it"))
+    code, hint = _SYSTEM.get(error.errno or 0, (ConfigurationError.exit_code, "name another place, or ask who runs the system"))
     return _fields(type(error).__name__, error.strerror or str(error), where, hint, code)
 
 
-_NO_RIGHT = (CONFIGURATION, "give this account the right to it, or name another place")
-_NO_ROOM = (TRY_AGAIN, "make room there, or name another place")
-_TOO_MANY = (TRY_AGAIN, "close what is not needed, or raise the limit (`ulimit -n`)")
+_NO_RIGHT = (ConfigurationError.exit_code, "give this account the right to it, or name another place")
+_NO_ROOM = (TryAgainError.exit_code, "make room there, or name another place")
+_TOO_MANY = (TryAgainError.exit_code, "close what is not needed, or raise the limit (`ulimit -n`)")
 _SYSTEM: dict[int, tuple[int, str]] = {
-    errno.ENOENT: (NOT_FOUND, "is the name right?"),
+    errno.ENOENT: (NotFoundError.exit_code, "is the name right?"),
     errno.EACCES: _NO_RIGHT,
     errno.EPERM: _NO_RIGHT,
-    errno.EROFS: (CONFIGURATION, "nothing can be written there: name another place"),
-    errno.ENOTDIR: (CONFIGURATION, "a part of the path is no folder: name another place"),
-    errno.EISDIR: (CONFIGURATION, "it is a folder: name a file"),
+    errno.EROFS: (ConfigurationError.exit_code, "nothing can be written there: name another place"),
+    errno.ENOTDIR: (ConfigurationError.exit_code, "a part of the path is no folder: name another place"),
+    errno.EISDIR: (ConfigurationError.exit_code, "it is a folder: name a file"),
     errno.ENAMETOOLONG: (USAGE, "name a shorter one"),
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _NO_ROOM,
