@@ -24,7 +24,7 @@ import blake3
 from refold.producers.lineage import KeyEvent, KeyListener
 from refold.schemas.erasure import ClientErased, ClientKeyed, EraseClient, KeyClient
 from refold.schemas.errors import ConfigurationError, InvalidRecord
-from refold.schemas.files import read_small
+from refold.schemas.files import read_small, sync_folder
 from refold.schemas.sealing import SUITE, Said, SealingKey, chunk_info, sealing_key_id
 from refold.schemas.updates import Sealing
 
@@ -142,11 +142,7 @@ def _destroy(path: Path) -> None:
     # 2. Its name.
     path.unlink(missing_ok=True)
     # 3. The folder.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 @dataclass(slots=True)

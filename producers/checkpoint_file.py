@@ -27,6 +27,7 @@ import msgpack
 
 from refold.producers.trees import Packed, unpack
 from refold.schemas.errors import InvalidRecord, StorageFullError
+from refold.schemas.files import sync_folder
 
 log = logging.getLogger("refold.checkpoint")
 
@@ -74,11 +75,7 @@ def write_checkpoint(path: Path, packed: Packed) -> None:
     # 3. The name.
     scratch.replace(path)
     # 4. The names durable.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def read_checkpoint(path: Path) -> Any:

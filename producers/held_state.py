@@ -15,7 +15,7 @@ import numpy as np
 
 from refold.producers.lineage import Lineage
 from refold.producers.outbox import owner_of
-from refold.schemas.files import mark_written
+from refold.schemas.files import replacing
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.model import ModelSchema
 from refold.state.model_state import ModelState
@@ -40,18 +40,13 @@ class HeldState:
 
     def write(self, state: ModelState) -> None:
         """Keep a round's parameters in place of those before; where there is no room, that is said and nothing is kept."""
-        scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         try:
-            with scratch.open("wb") as file:
-                mark_written(file)
+            with replacing(self.path, durable=False) as file:
                 file.write(_HEAD.pack(MAGIC, state.schema.digest, state.round))
                 for array in state.parameters:
                     file.write(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).data)
-                file.flush()
-                scratch.replace(self.path)
         except OSError as error:
             log.warning("the model is not kept on disk: %s", error)
-            scratch.unlink(missing_ok=True)
 
     def read(self, lineage: Lineage) -> ModelState | None:
         """Return the state that was kept, if the log knows its round by the very digest."""

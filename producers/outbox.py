@@ -8,8 +8,8 @@ One file an update::
     …         the manifest, the chunks
     32 bytes  BLAKE3 of all before
 
-Durable steps of `put`: 1. the file is written beside its name; 2. it is synced; 3. it gets its name; 4. the folder is synced. A
-crash before 3 leaves a ``.tmp`` file that the next start removes; after 3 the update will be sent.
+`put` writes beside the name first (`refold.schemas.files.replacing`): once the file has its name, the update will be sent; what
+a crash left before, the next start removes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import blake3
 
 from refold.schemas.errors import ConfigurationError, StorageFullError
-from refold.schemas.files import mark_written, remove_leftovers
+from refold.schemas.files import remove_leftovers, replacing
 
 MAGIC = b"refold\x00\x01"
 NAME = re.compile(r"[0-9a-f]{64}\.update")
@@ -81,30 +81,12 @@ class Outbox:
                 hint="the server does not answer, or raise the outbox's limit",
             )
         try:
-            self._write(name, data)
+            with replacing(name) as file:
+                file.write(data)
         except OSError as error:
-            name.with_suffix(".tmp").unlink(missing_ok=True)
             raise StorageFullError(
                 f"an update could not be kept: {error.strerror}", path=name, hint="make room and submit again"
             ) from error
-
-    def _write(self, name: Path, data: bytes) -> None:
-        scratch = name.with_suffix(".tmp")
-        # 1. Beside its name.
-        with scratch.open("wb") as file:
-            mark_written(file)
-            file.write(data)
-            file.flush()
-            # 2. Durable.
-            os.fsync(file.fileno())
-            # 3. Its name.
-            scratch.replace(name)
-        # 4. The name durable.
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def waiting(self, digests: Collection[bytes] | None = None) -> Iterator[Parcel]:
         """Yield what waits (or those of it that are named), oldest first and one at a time: together it may be gigabytes.

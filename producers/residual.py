@@ -42,9 +42,10 @@ import numpy as np
 
 from refold.producers.lineage import Lineage
 from refold.producers.outbox import owner_of
-from refold.producers.residual_file import Amount, Basis, read_amount, read_basis, sync_folder, write_amount
+from refold.producers.residual_file import Amount, Basis, read_amount, read_basis, write_amount
 from refold.schemas.errors import ConfigurationError
 from refold.schemas.events import Receipt, RoundCommitted
+from refold.schemas.files import sync_folder
 from refold.schemas.model import ModelSchema
 from refold.schemas.reasons import ANOMALY
 from refold.schemas.updates import UpdateBody

@@ -11,8 +11,8 @@
     …         int32, little-endian, of each float tensor in the schema's order
     32 bytes  BLAKE3 of all before
 
-Durable steps of `write_amount`: 1. the file is written beside its name and synced; 2. it gets its name; 3. the folder is
-synced. A crash before 2 leaves a ``.tmp`` file, which the outbox's next start removes.
+`write_amount` writes it beside its name first (`refold.schemas.files.replacing`); what a crash leaves there, the outbox's next
+start removes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refold.schemas.errors import ConfigurationError, StorageFullError
-from refold.schemas.files import mark_written
+from refold.schemas.files import replacing
 from refold.schemas.model import ModelSchema
 
 MAGIC = b"refold\x02\x01"
@@ -76,11 +76,8 @@ def write_amount(path: Path, basis: Basis, amount: Amount) -> None:
     StorageFullError
         There is no room; what was there stays.
     """
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        # 1. Beside its name.
-        with scratch.open("wb") as file:
-            mark_written(file)
+        with replacing(path) as file:
             hasher = blake3.blake3(basis.pack())
             file.write(basis.pack())
             for array in amount:
@@ -88,14 +85,7 @@ def write_amount(path: Path, basis: Basis, amount: Amount) -> None:
                 hasher.update(data)
                 file.write(data)
             file.write(hasher.digest())
-            file.flush()
-            os.fsync(file.fileno())
-            # 2. Its name.
-            scratch.replace(path)
-        # 3. The name durable.
-        sync_folder(path.parent)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise StorageFullError(
             f"the residual could not be kept: {error.strerror}", path=path, hint="make room and submit again"
         ) from error
@@ -145,12 +135,3 @@ def read_amount(path: Path, schema: ModelSchema) -> tuple[Basis, Amount]:
 def _bytes_of(array: npt.NDArray[np.int32]) -> memoryview:
     """Return an array's own memory; an empty one has none that could be cast."""
     return array.data.cast("B") if array.size else memoryview(bytearray())
-
-
-def sync_folder(path: Path) -> None:
-    """Make durable what was named and removed in a folder."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,9 +23,8 @@ from typing import Any
 import blake3
 
 from refold.producers.outbox import owner_of
-from refold.producers.residual_file import sync_folder
 from refold.schemas.errors import ConfigurationError, StorageFullError
-from refold.schemas.files import mark_written, read_small
+from refold.schemas.files import read_small, replacing
 
 SUFFIX = ".privacy"
 
@@ -111,17 +109,8 @@ class SpendingFile:
         return spent
 
     def _write(self, spent: Spent) -> None:
-        scratch = self._path.with_suffix(f".{os.getpid()}.tmp")
-        # 1. Beside its name.
-        with scratch.open("w", encoding="utf-8") as file:
-            mark_written(file)
-            file.write(_written(spent))
-            file.flush()
-            os.fsync(file.fileno())
-            # 2. Its name.
-            scratch.replace(self._path)
-        # 3. The name durable.
-        sync_folder(self._path.parent)
+        with replacing(self._path) as file:
+            file.write(_written(spent).encode())
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from refold.bus.clock import Clock, SystemClock
@@ -20,7 +19,7 @@ from refold.producers.outbox import owner_of
 from refold.schemas.checkpoints import SignedCheckpoint
 from refold.schemas.errors import ConfigurationError, IntegrityError, NotFoundError
 from refold.schemas.events import Checkpointed, FederationOpened
-from refold.schemas.files import mark_written
+from refold.schemas.files import replacing
 from refold.schemas.kept import Kept, read_kept, to_lines
 from refold.schemas.keys import key_id
 from refold.schemas.merkle import verify_consistency
@@ -206,23 +205,11 @@ def _newest_in(path: Path) -> int:
 
 
 def _replace(path: Path, text: str) -> bool:
-    """Write a file in the place of an older one, whole or not at all; return whether there was room.
-
-    Steps: 1. beside its name, synced; 2. its name. A crash before 2 leaves a ``.tmp`` file, which the outbox's next start
-    removes.
-    """
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    """Write a file in the place of an older one, whole or not at all; return whether there was room."""
     try:
-        # 1. Beside its name.
-        with scratch.open("w") as file:
-            mark_written(file)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            # 2. Its name.
-            scratch.replace(path)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
         log.warning("what was witnessed could not be written: %s", error)
-        scratch.unlink(missing_ok=True)
         return False
     return True

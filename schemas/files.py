@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,7 +41,45 @@ def create_file(path: str | Path, data: bytes) -> None:
     finally:
         scratch.unlink(missing_ok=True)
     # 3. The name durable.
-    folder = os.open(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Give a file to write in the place of another, whole or not at all: what was there stays until all is written.
+
+    Durable steps: 1. the bytes are written beside the name and, if `durable`, synced; 2. they get their name; 3. the folder is
+    synced. A crash before 2 leaves a ``.tmp`` file, which `remove_leftovers` removes.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; it names `path`, and nothing is left beside it.
+    """
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        # 1. Beside its name.
+        with scratch.open("wb") as file:
+            mark_written(file)
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            # 2. Its name, before another process may take the file for a leftover.
+            scratch.replace(path)
+        # 3. The name durable.
+        if durable:
+            sync_folder(path.parent)
+    except BaseException as error:
+        scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(scratch):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def sync_folder(path: Path) -> None:
+    """Make durable what was named and removed in a folder."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from refold.schemas.digests import DigestTree, parameters_nodes, slots_nodes
 from refold.schemas.errors import IntegrityError, UsageError
+from refold.schemas.files import replacing
 from refold.schemas.layout import Integers
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.state.halves import from_bits, to_bits
@@ -126,23 +127,11 @@ class ModelState:
     def safetensors(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters, as `numpy` gives them, as a safetensors file, whole or not at all.
 
-        A crash before 3. leaves at most ``PATH.tmp``; what was at `path` stays until then.
+        What was at `path` stays until then; a crash leaves at most ``PATH.….tmp`` beside it.
         """
-        target, data = Path(path), self.to_safetensors()
-        scratch = target.with_name(target.name + ".tmp")
-        # 1. Write beside the target.
-        with scratch.open("wb") as file:
+        data = self.to_safetensors()
+        with replacing(Path(path)) as file:
             file.write(data)
-            file.flush()
-            # 2. Make the bytes durable.
-            os.fsync(file.fileno())
-        # 3. Give them their name, and make the name durable.
-        scratch.replace(target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def initial_state(state: Mapping[str, Any], rules: Mapping[str, str] | None = None) -> ModelState:

@@ -23,7 +23,7 @@ from faultkit.processes import Child, moved, wait_until
 from faultkit.world import GROUPS, Clients, World
 
 import refold
-from refold.producers import outbox
+from refold.schemas import files
 from refold.schemas.errors import StorageFullError
 
 MODEL = {"w": np.zeros((350, 350), "f4")}
@@ -136,7 +136,7 @@ class Room:
         if self._disk is not None:
             self._ballast = fill(self._folder)
         else:
-            self._monkeypatch.setattr(outbox, "os", NoRoom())
+            self._monkeypatch.setattr(files, "os", NoRoom())
 
     def _give(self) -> None:
         if self._ballast is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refold.keyring import Keyring
-from refold.schemas.files import create_file
+from refold.schemas.files import create_file, replacing
 
 
 def test_a_new_file_is_whole_and_its_owners_alone(tmp_path: Path):
@@ -38,3 +39,37 @@ def test_keys_are_made_after_a_crash_between_their_bytes_and_their_names(tmp_pat
     operator, secret = Keyring(tmp_path).create()
     again, same = Keyring(tmp_path).create()
     assert (again.public, same) == (operator.public, secret)
+
+
+@pytest.mark.parametrize("failing", ["body", "fsync", "replace"])
+def test_a_file_that_cannot_be_replaced_stays_and_nothing_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+):
+    path = tmp_path / "kept"
+    path.write_bytes(b"before")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write() -> None:
+        with replacing(path) as file:
+            file.write(b"after")
+            if failing == "body":
+                full()
+
+    with monkeypatch.context() as patched:
+        if failing != "body":
+            patched.setattr(os if failing == "fsync" else Path, failing, full)
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path) as file:
+        file.write(b"after")
+    assert path.read_bytes() == b"after"
+
+
+def test_a_file_that_cannot_be_made_is_named_as_the_caller_knows_it(tmp_path: Path):
+    with pytest.raises(FileNotFoundError) as raised, replacing(tmp_path / "nowhere" / "kept"):
+        pass
+    assert raised.value.filename == str(tmp_path / "nowhere" / "kept")
