@@ -208,9 +208,10 @@ class PayloadReader:
 
     def _read_indexed(self, digest: bytes, length: int) -> bytes:
         """Return a chunk found by its digest anywhere in the topic, indexing what is not indexed yet."""
-        if self._found(digest) is None:
-            self._index_all()
         found = self._at_index(digest, length)
+        if found is None:
+            self._index_all()  # It may have come since, or anew where the one that was indexed is damaged.
+            found = self._at_index(digest, length)
         if found is None:
             raise IntegrityError(
                 f"chunk {digest.hex()[:16]} is not in the topic",

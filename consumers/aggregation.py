@@ -14,6 +14,7 @@ For each commit of `accepted` that `rounds` does not cover yet, in order:
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 
 from refold.bus.closing import close_all
 from refold.bus.ledger import Entry, LedgerReader, LedgerWriter
@@ -22,6 +23,7 @@ from refold.consumers.accepted import Deltas, OpenUpdates, aggregate
 from refold.consumers.alerts import Alerts
 from refold.consumers.checkpoints import LogSigner
 from refold.consumers.holding import Holding
+from refold.consumers.mending import Mending
 from refold.consumers.notices import notices_of, refuses_without_receipt, told_positions
 from refold.consumers.sealing import SealingKeys, destroyer
 from refold.consumers.standby import Seat, Standby
@@ -83,7 +85,7 @@ class _Active:
     def __init__(self, seat: Seat, keys: SealingKeys, holding: Holding) -> None:
         bus, topics, genesis, clock = seat.bus, seat.topics, seat.genesis, seat.clock
         self._bus, self._topics, self._genesis, self._clock = bus, topics, genesis, clock
-        self._member = seat.member
+        self._seat, self._member = seat, seat.member
         self._destroy_void = destroyer(keys)
         self._history = History(bus, topics, genesis=genesis, on_key=self._destroy_void)
         self._history.refresh()
@@ -239,8 +241,18 @@ class _Active:
         state = self._sound(self._holding.take())
         if state is None or state.round != round_:
             self._history.refresh()
-            state = self._history.rebuild(round_, held=state)
+            state = self._rebuilt(round_, state)
         return state
+
+    def _rebuilt(self, round_: int, held: ModelState | None) -> ModelState:
+        """Return a round's state; where a step that leads there cannot be read, it is mended first."""
+        try:
+            return self._history.rebuild(round_, held=held)
+        except IntegrityError:
+            with closing(Mending(self._seat, self._history, self._payloads.keys)) as mending:
+                if not mending.mend_way(round_):
+                    raise
+        return self._history.rebuild(round_)
 
     def _sound(self, state: ModelState | None) -> ModelState | None:
         """Return what was held where it still is what the log says of its round; else say where it differs, and let it go."""
@@ -251,7 +263,7 @@ class _Active:
         if tree.state_digest == due:
             return state
         self._history.refresh()
-        true = self._history.rebuild(state.round)
+        true = self._rebuilt(state.round, None)
         where = named(true.schema, tree.differences(true.tree())) or "its tensors' shapes"
         what = f"the state of round {state.round} in this server's memory differs from the log's in {where}"
         advice = "the round was taken anew, and no step rests on what was wrong; test this machine's memory"

@@ -115,7 +115,7 @@ class ModelCheck:
         """Whether a round was found not to be what the log says."""
         return round_ in self._faulty
 
-    def fault(self, round_: int, error: IntegrityError) -> bool:
+    def fault(self, round_: int, error: IntegrityError | NotFoundError) -> bool:
         """Pass a round over that is not to be had as it was recorded; report it where the newest one stands on what is broken.
 
         Returns whether that could be done: there is a round to go back to, and a key to report it with.
@@ -129,6 +129,14 @@ class ModelCheck:
         if last_good != head:
             self._report(head, "digest", None, f"round {head} is not what the log says: {error.message}"[:2000], last_good)
         return True
+
+    def require_newest(self) -> None:
+        """Report the newest round where it cannot be had: a step that leads there is lost."""
+        head = self._history.lineage.head
+        try:
+            self._history.rebuild(head)
+        except (IntegrityError, NotFoundError) as error:
+            self.fault(head, error)
 
     def _is_good(self, round_: int) -> bool:
         try:

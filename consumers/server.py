@@ -265,7 +265,7 @@ class Server:
             case "health":
                 return lambda: Health(seat, settings=self._health)
             case _:
-                return lambda: Snapshots(seat, evaluation=self._evaluation)
+                return lambda: Snapshots(seat, keys=self._keys, evaluation=self._evaluation)
 
     def _inspector(self) -> Inspector:
         return Inspector.of(self._genesis, self._secret, self._keys)

@@ -1,6 +1,6 @@
 """Group `snapshots`: takes and prunes snapshots by policy and merges steps, beside training. One member is active.
 
-What it does about merged steps, `refold.consumers.merging` says.
+What it does about merged steps, `refold.consumers.merging` says; about steps that cannot be read, `refold.consumers.mending`.
 
 A snapshot is written in this order:
 
@@ -26,8 +26,10 @@ from refold.bus.contract import Place
 from refold.bus.payloads import Sent, send_payload
 from refold.bus.ranges import records_in
 from refold.bus.topics import event_headers
+from refold.consumers.mending import Mending
 from refold.consumers.merging import Merging
 from refold.consumers.modelcheck import Evaluation, ModelCheck
+from refold.consumers.sealing import SealingKeys
 from refold.consumers.snapshot_facts import SnapshotFacts
 from refold.consumers.standby import Seat, Standby
 from refold.producers.history import History
@@ -47,14 +49,15 @@ class Snapshots(Standby):
 
     name = "snapshots"
 
-    def __init__(self, seat: Seat, *, evaluation: Evaluation | None = None) -> None:
-        super().__init__(seat, topic=seat.topics.rounds, start=lambda seat: _Active(seat, evaluation))
+    def __init__(self, seat: Seat, *, keys: SealingKeys | None = None, evaluation: Evaluation | None = None) -> None:
+        keys = keys or SealingKeys()
+        super().__init__(seat, topic=seat.topics.rounds, start=lambda seat: _Active(seat, keys, evaluation))
 
 
 class _Active:
     """The member that holds the place."""
 
-    def __init__(self, seat: Seat, evaluation: Evaluation | None) -> None:
+    def __init__(self, seat: Seat, keys: SealingKeys, evaluation: Evaluation | None) -> None:
         bus, topics, genesis, clock = seat.bus, seat.topics, seat.genesis, seat.clock
         self._bus, self._topics, self._clock, self._member = bus, topics, clock, seat.member
         self._history = History(bus, topics, genesis=genesis)
@@ -64,6 +67,7 @@ class _Active:
         self._check = ModelCheck(bus, topics, self._history, clock, seat.log_key, evaluation)
         self._facts = SnapshotFacts(bus, topics, genesis)
         self._merging = Merging(bus, topics, self._history, self._producer, clock)
+        self._mending = Mending(seat, self._history, keys)
         self._history.refresh()
         self._sweep()
 
@@ -72,6 +76,8 @@ class _Active:
         lineage = self._history.refresh()
         if lineage.opened is None:
             return False
+        if self._mending.turn():
+            self._check.require_newest()
         if self._facts.follow() and self._history.snapshots:
             self._prune()
         due = self._due()
@@ -97,7 +103,7 @@ class _Active:
         return lacking[0] if lacking else self._facts.rules.due(self._facts.since(self._history, self._clock.wall_ms()))
 
     def _take_or_report(self, round_: int) -> None:
-        """Take a snapshot; where the round is not what the log says, report it, so that training goes back to one that is.
+        """Take a snapshot, mending the steps that lead there; where that cannot be, report it, so that training goes back.
 
         Raises
         ------
@@ -107,7 +113,9 @@ class _Active:
         try:
             self._take(round_)
         except IntegrityError as error:
-            if not self._check.fault(round_, error):
+            if self._mending.mend_way(round_):
+                self._take(round_)
+            elif not self._check.fault(round_, error):
                 raise
 
     def _take(self, round_: int) -> None:
@@ -219,7 +227,7 @@ class _Active:
         self._producer.flush()
 
     def close(self) -> None:
-        close_all(self._history, self._check, self._facts, self._merging, self._producer)
+        close_all(self._history, self._check, self._facts, self._merging, self._mending, self._producer)
 
 
 def chunk_key(round_: int, attempt: bytes, part: bytes, index: int) -> bytes:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
 from refold.bus.contract import Bus
 from refold.bus.payloads import PayloadReader
 from refold.bus.topics import Topics
-from refold.consumers.accepted import Deltas, aggregate
+from refold.consumers.accepted import Deltas
 from refold.consumers.audit.findings import BROKEN, NOTICE, PAYLOADS, STEPS, Finding, Summary
 from refold.consumers.audit.rounds import Applied, Made
+from refold.consumers.deriving import derive, is_same_bytes
 from refold.consumers.sealing import VOID, KeyLackingError, SealingKeys, SealingLog
 from refold.schemas.codec import decode_integers
 from refold.schemas.errors import IntegrityError, InvalidRecord, UsageError
 from refold.schemas.events import Genesis, Member, RoundCommitted, UpdateAccepted
 from refold.schemas.layout import Integers, Layout
-from refold.schemas.payload import Payload, chunk_digest, payload_root
+from refold.schemas.payload import Payload
 from refold.state.epochs import Epochs
 from refold.state.model_state import ModelState
-from refold.state.optimizers import from_settings
-from refold.state.step import FORMER, PRESENT, Making, Step, Void, compute_step
+from refold.state.step import Step, Void
 
 UNREADABLE = (IntegrityError, InvalidRecord)
 SAME, OTHER, UNREAD, UNKNOWN = "same", "other", "unread", "unknown"
@@ -67,10 +67,9 @@ class StepAudit:
         """Return the step that the accepted deltas give; None where they were pruned, erased or cannot be read."""
         if made.closed is None or not made.members:
             return None
+        members = [(Member(a.event.origin.digest, a.event.origin.client, a.weight), a.index, a.event) for a in made.members]
         try:
-            step = self._computed(made, state, PRESENT)
-            if not _is_as_told(step, made.committed):
-                step = self._as_formerly(made, state) or step
+            step = derive(made.committed, made.closed, members, self._deltas, state)
         except UNREADABLE as error:
             yield from self._underivable(made, error.message)
             return None
@@ -84,21 +83,6 @@ class StepAudit:
             return None
         self._summary.payloads += len(made.members)
         return step
-
-    def _computed(self, made: Made, state: ModelState, making: Making) -> Step | Void:
-        assert made.closed is not None
-        members = [(Member(a.event.origin.digest, a.event.origin.client, a.weight), a.index, a.event) for a in made.members]
-        summed = aggregate(members, self._deltas, made.closed.rule, state.schema)
-        optimizer = from_settings(made.closed.optimizer, made.closed.optimizer_settings)
-        return compute_step(state, summed, optimizer, making=making)
-
-    def _as_formerly(self, made: Made, state: ModelState) -> Step | Void | None:
-        """Return the step as an older server would have written it, if that is what was recorded."""
-        for making in FORMER:
-            step = self._computed(made, state, making)
-            if _is_as_told(step, made.committed):
-                return step
-        return None
 
     def _underivable(self, made: Made, why: str) -> Iterator[Finding]:
         """Say whether deltas were pruned, which is allowed, or are broken, and which."""
@@ -179,7 +163,7 @@ class StepAudit:
                 return UNREAD
         if event.step is None or not isinstance(computed, Step):
             return UNKNOWN
-        is_same = _same_bytes(event, computed)
+        is_same = is_same_bytes(event, computed)
         what = self._difference(event, computed, is_same=is_same)
         if what:
             yield self.at(STEPS, f"the recorded step is not the one that its deltas give: {what}", made, "who computed it?")
@@ -232,22 +216,3 @@ class StepAudit:
         partition = 0 if topic is None else None
         where = topic or self._topics.rounds
         return Finding(check, what, hint, where, partition, offset, made.index, None, made.committed.round, severity)
-
-
-def _is_as_told(step: Step | Void, event: RoundCommitted) -> bool:
-    """Whether a step may be the one that was recorded: void as that is, or with the same exponents."""
-    if isinstance(step, Void):
-        return event.step is None
-    return event.step is not None and step.exponents == event.step_exponents
-
-
-def _same_bytes(event: RoundCommitted, computed: Step) -> bool:
-    """Whether a step, written again, has the recorded payloads' roots."""
-    if event.step is None or _root(computed.encode()) != event.step.root:
-        return False
-    return event.slots_step is None or _root(computed.encode_slots()) == event.slots_step.root
-
-
-def _root(chunks: Iterable[bytes]) -> bytes:
-    described = [(chunk_digest(chunk), len(chunk)) for chunk in chunks]
-    return payload_root((digest for digest, _ in described), (length for _, length in described))

@@ -70,6 +70,7 @@ TIMED = {
     "lose tail": 2,
 }
 DAMAGE = "damage snapshot"
+DAMAGE_STEP = "damage step"
 ROLL_BACK = "roll back"
 LAST_S = 9.0
 """Timed faults begin before this."""
@@ -191,7 +192,8 @@ def scenario(seed: int) -> Scenario:
         grows=grows,
         faults=tuple(_fault(chance, has_adversary) for _ in range(chance.choice((0, 2, 4, 6, 8, 10, 12))))
         + _rollbacks(seed)
-        + (_damages(later) if damages else ()),
+        + (_damages(later) if damages else ())
+        + _damaged_steps(seed),
     )
 
 
@@ -208,6 +210,13 @@ def _damages(chance: random.Random) -> tuple[Fault, ...]:
     return tuple(
         Fault(DAMAGE, "", 0, chance.uniform(1.0, LAST_S), 0.0, chance.randrange(1 << 16)) for _ in range(chance.choice((1, 3)))
     )
+
+
+def _damaged_steps(seed: int) -> tuple[Fault, ...]:
+    """Return when bits of steps are flipped: in a tenth of the runs."""
+    chance = random.Random(f"steps {seed}")  # Of its own, so that every other choice of a seed stays what it was.
+    count = chance.choice((1, 3)) if chance.random() < 0.1 else 0
+    return tuple(Fault(DAMAGE_STEP, "", 0, chance.uniform(0.5, LAST_S), 0.0, chance.randrange(1 << 16)) for _ in range(count))
 
 
 def _rollbacks(seed: int) -> tuple[Fault, ...]:

@@ -398,6 +398,8 @@ class World:
                 self.bus.compact()
             case "damage snapshot":
                 self._damage_snapshot(fault.pick)
+            case "damage step":
+                self._damage(self.records(self.topics.steps), fault.pick, "step damaged")
             case "lose tail":
                 self._lose_tail(fault)
             case "roll back":
@@ -493,14 +495,19 @@ class World:
 
         The initial state may be nowhere else; everything that was made of it can be made again.
         """
-        found = [r for r in self.records(self.topics.snapshot_chunks) if r.value and not (r.key or b"").startswith(b"0/")]
+        chunks = self.records(self.topics.snapshot_chunks)
+        self._damage([r for r in chunks if not (r.key or b"").startswith(b"0/")], pick, "snapshot damaged")
+
+    def _damage(self, records: list[Record], pick: int, rare: str) -> None:
+        """Flip a bit of one of some records."""
+        found = [record for record in records if record.value]
         if found:
             record = found[pick % len(found)]
             value = bytearray(record.value or b"")
             value[pick % len(value)] ^= 1 << pick % 8
             log = self.bus._log.partitions[Place(record.topic, record.partition)]
             log._records[log._records.index(record)] = replace(record, value=bytes(value))
-            self.rare["snapshot damaged"] += 1
+            self.rare[rare] += 1
 
     def _lose_tail(self, fault: Fault) -> None:
         """Kill all servers and cut `accepted` shorter than what `rounds` covers; see them refuse; mend it."""

@@ -12,6 +12,7 @@ from refold.bus.clock import SystemClock
 from refold.bus.contract import Place
 from refold.bus.ledger import Entry, LedgerReader, LedgerWriter, read_all
 from refold.bus.topics import event_headers
+from refold.consumers import deriving
 from refold.consumers.audit import (
     ACCEPTED_ONCE,
     CHAIN,
@@ -26,7 +27,6 @@ from refold.consumers.audit import (
     Finding,
     Report,
 )
-from refold.consumers.audit import steps as audit_steps
 from refold.federation import Federation
 from refold.schemas.canonical import encode
 from refold.schemas.commits import PartitionPosition, Position
@@ -602,8 +602,8 @@ def test_findings_say_where_and_what_to_do() -> None:
 def test_steps_that_an_older_server_cut_finer_are_derived_as_it_did(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_steps, "PRESENT", Making(64))
-    monkeypatch.setattr(audit_steps, "FORMER", (Making(16), Making()))
+    monkeypatch.setattr(deriving, "PRESENT", Making(64))
+    monkeypatch.setattr(deriving, "FORMER", (Making(16), Making()))
     assert federation.verify().is_sound
-    monkeypatch.setattr(audit_steps, "FORMER", ())
+    monkeypatch.setattr(deriving, "FORMER", ())
     assert any("other exponents" in finding.what for finding in federation.verify().findings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 import refold
 from refold.bus.contract import Place
 from refold.consumers.modelcheck import Evaluation, chosen, read_metrics
+from refold.schemas.canonical import decode
+from refold.schemas.checks import Alert
 from refold.schemas.errors import UsageError
 from refold.schemas.events import ModelReported, RolledBack, RoundClosed
 from refold.testing import eventually
+from tests.checker import read_topic
 
 PROGRAM = """
 import struct, sys
@@ -81,44 +85,76 @@ def test_a_program_s_word_takes_the_federation_back_though_clients_report_nothin
     assert not [finding for finding in federation.verify().findings if finding.severity == "broken"]
 
 
-def test_a_round_that_cannot_be_had_any_more_is_reported_and_gone_back_from_while_its_clients_wait(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    plan = refold.Plan(minimum=1, heartbeat_s=0.05)
-    url = f"sqlite:{tmp_path}/f.db"
-    snapshots = {"every_rounds": 50}
-    rng = np.random.default_rng(5)
-    initial = {"w": np.zeros((600, 600), "f4")}
-    federation = refold.create(url, initial, plan=plan, healing="automatic", snapshots=snapshots, defence="none")
-    federation.enroll("ann", refold.SigningKey.load_or_create(tmp_path / "ann.pem").public)
+@pytest.fixture
+def waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Waiting]:
+    """Give a federation of three rounds, the last step lost, with a client that waits for it and no server."""
+    found = Waiting(tmp_path)
+    try:
+        with found.federation.serve():
+            found.work(3)
+            eventually(found.has_three, timeout_s=30.0, what="rounds")
+        lose_step(found.federation, 3)
+        with caplog.at_level("WARNING", "refold.history"):
+            found.client.start()
+            eventually(lambda: "taking another way" in caplog.text, timeout_s=30.0, what="a client that finds no way")
+        yield found
+    finally:
+        found.federation.close()
 
-    def work(rounds: int) -> None:
-        with federation.client("ann", key=tmp_path / "ann.pem") as client:
+
+class Waiting:
+    """A federation with one client."""
+
+    def __init__(self, folder: Path) -> None:
+        plan, healing = refold.Plan(minimum=1, heartbeat_s=0.05), "automatic"
+        self.key = folder / "ann.pem"
+        self.rng = np.random.default_rng(5)
+        initial, snapshots = {"w": np.zeros((600, 600), "f4")}, {"every_rounds": 50}
+        self.federation = refold.create(
+            f"sqlite:{folder}/f.db", initial, plan=plan, healing=healing, snapshots=snapshots, defence="none"
+        )
+        self.federation.enroll("ann", refold.SigningKey.load_or_create(self.key).public)
+        self.client = threading.Thread(target=self.work, args=(5,), daemon=True)
+
+    def work(self, rounds: int) -> None:
+        """Take part until so many rounds were answered."""
+        with self.federation.client("ann", key=self.key) as client:
             for task in client.tasks():
-                noise = rng.normal(0, 0.1, (600, 600)).astype("f4")
+                noise = self.rng.normal(0, 0.1, (600, 600)).astype("f4")
                 task.submit({"w": task.numpy()["w"] + noise}, num_examples=1).wait(30.0)
                 if task.round >= rounds:
                     return
 
-    with federation.serve():
-        work(3)
-        eventually(
-            lambda: federation.roster().closed == 3 and 0 in federation.history().snapshots, timeout_s=30.0, what="rounds"
-        )
-    lose_step(federation, 3)
-    federation.command(refold.schemas.policies.ChangePolicy("snapshots", (("every_rounds", 3),)))
-    client = threading.Thread(target=work, args=(5,), daemon=True)
-    with caplog.at_level("WARNING", "refold.history"):
-        client.start()
-        eventually(lambda: "taking another way" in caplog.text, timeout_s=30.0, what="a client that finds no way")
-    with federation.serve():
-        eventually(lambda: any(isinstance(e, RolledBack) for e, _ in federation.log()), timeout_s=30.0, what="a rollback")
-        client.join(30.0)
-        eventually(lambda: federation.roster().closed >= 5, timeout_s=30.0, what="another round")
-    back = next(event for event, _ in federation.log() if isinstance(event, RolledBack))
+    def has_three(self) -> bool:
+        """Whether three rounds are closed, and the initial state has its snapshot."""
+        return self.federation.roster().closed == 3 and 0 in self.federation.history().snapshots
+
+    def serve_to_the_end(self) -> list[object]:
+        """Serve until the client is done; return the events of `accepted`."""
+        with self.federation.serve():
+            self.client.join(60.0)
+            eventually(lambda: self.federation.roster().closed >= 5, timeout_s=30.0, what="another round")
+        return [event for event, _ in self.federation.log()]
+
+
+def test_a_step_that_was_lost_is_derived_again_while_its_clients_wait(waiting: Waiting) -> None:
+    events = waiting.serve_to_the_end()
+    assert not any(isinstance(event, RolledBack) for event in events)
+    report = waiting.federation.verify()
+    assert report.is_sound, report.findings
+    assert report.summary.replayed == report.summary.rederived == waiting.federation.history().lineage.head
+    topics, bus = waiting.federation.topics, waiting.federation.bus
+    alerts = [decode(record.value or b"", Alert) for record in read_topic(bus, topics.alerts)]
+    assert any("the step of round 3 could not be read" in alert.what for alert in alerts)
+
+
+def test_a_round_that_cannot_be_had_any_more_is_reported_and_gone_back_from_while_its_clients_wait(waiting: Waiting) -> None:
+    lose_deltas(waiting.federation)
+    events = waiting.serve_to_the_end()
+    back = next(event for event in events if isinstance(event, RolledBack))
     assert (back.cause, back.abandoned) == ("digest", 3)
     assert back.parent < 3
-    assert federation.rebuild(5, start=0).round == 5
+    assert waiting.federation.rebuild(5, start=0).round == 5
 
 
 def lose_step(federation: refold.Federation, round_: int) -> None:
@@ -129,3 +165,10 @@ def lose_step(federation: refold.Federation, round_: int) -> None:
     assert step is not None
     assert step.hint is not None
     federation.bus.delete_records(Place(federation.topics.steps, step.hint.partition), step.hint.last_offset + 1)
+
+
+def lose_deltas(federation: refold.Federation) -> None:
+    """Delete all that clients sent and was accepted."""
+    for partition in range(federation.bus.topics()[federation.topics.deltas].partitions):
+        place = Place(federation.topics.deltas, partition)
+        federation.bus.delete_records(place, federation.bus.end_offset(place))
