@@ -10,14 +10,16 @@ Source: Yin, Chen, Ramchandran and Bartlett, Byzantine-robust distributed learni
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from refold.schemas.errors import InvalidRecord, UsageError
+from refold.schemas.errors import InvalidRecord, StorageFullError, UsageError
 from refold.schemas.layout import Block, Integers, Layout
 from refold.schemas.model import ModelSchema
 from refold.state.aggregation import Aggregate, Counters
@@ -44,6 +46,19 @@ def trim_of(rule: str) -> int | None:
     return int(count)
 
 
+@contextmanager
+def _room() -> Iterator[None]:
+    """Say what it comes to where the scratch file cannot be made or grow."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFullError(
+            f"what a round's members ask for cannot be laid down: {error.strerror}",
+            path=tempfile.tempdir or os.environ.get("TMPDIR"),
+            hint="make room there, or let TMPDIR name a folder with room for four bytes a parameter and member",
+        ) from error
+
+
 class OrderStatistic:
     """Takes a cohort's updates as they come, and then finds the median or trimmed mean. Use as a context manager.
 
@@ -53,6 +68,11 @@ class OrderStatistic:
         k_min of each tensor over the whole cohort.
     rule
         ``median``, or ``trimmed_mean:K`` without the K lowest and K highest of each element.
+
+    Raises
+    ------
+    StorageFullError
+        There is no room for the scratch file; `add` and `result` raise the same. Begin again once there is.
     """
 
     def __init__(self, schema: ModelSchema, exponents: tuple[int, ...], rule: str) -> None:
@@ -62,7 +82,8 @@ class OrderStatistic:
         self._layout = Layout.of(schema)
         self._counters = Counters(schema)
         # Buffered: without, a disk that is nearly full takes a part of what is written, and says nothing.
-        self._scratch = tempfile.TemporaryFile(prefix="refold-order-")  # noqa: SIM115 -- closed by `__exit__`
+        with _room():
+            self._scratch = tempfile.TemporaryFile(prefix="refold-order-")  # noqa: SIM115 -- closed by `__exit__`
         self._members = 0
         starts, start = {}, 0
         for block in self._layout:
@@ -74,7 +95,8 @@ class OrderStatistic:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._scratch.close()
+        with suppress(OSError):  # On a full disk, what is in the buffer fails once more; nobody reads it.
+            self._scratch.close()
 
     def add(self, blocks: Iterable[tuple[Block, Integers]], exponents: Sequence[int], *, index: int) -> None:
         """Add one update, as `WeightedMean.add` does.
@@ -94,8 +116,9 @@ class OrderStatistic:
             if largest >= 1 << (RANGE_BITS - k):
                 raise InvalidRecord("out-of-range", f"block {block.index} asks for {largest} · 2^{k} lattice steps")
             shifted = integers.astype(np.int32) << np.int32(k - self._exponents[block.tensor])
-            self._scratch.seek(self._members * self._size + self._starts[block.index])
-            self._scratch.write(shifted.data)
+            with _room():
+                self._scratch.seek(self._members * self._size + self._starts[block.index])
+                self._scratch.write(shifted.data)
         self._members += 1
 
     def result(self) -> Aggregate:
@@ -109,6 +132,8 @@ class OrderStatistic:
         kept = self._members - 2 * (self._trim or 0)
         if not self._members or kept < 1:
             raise UsageError(f"{self._members} updates are too few for the rule")
+        with _room():
+            self._scratch.flush()
         weight = kept if self._trim is not None else 1
         sums: list[Integers | None] = []
         counters = self._counters.result()

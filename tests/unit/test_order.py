@@ -1,12 +1,14 @@
 """Median and trimmed mean: exact in integers, in any order, on slices."""
 
+import errno
 import resource
+import tempfile
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from refold.schemas.errors import InvalidRecord, UsageError
+from refold.schemas.errors import InvalidRecord, StorageFullError, UsageError
 from refold.schemas.layout import BLOCK, Layout
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.state import order
@@ -91,7 +93,29 @@ def test_a_disk_that_takes_a_part_of_the_last_block_is_an_error_and_never_a_medi
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (rows.nbytes - 100, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(StorageFullError, match="File too large"):
             found("median", rows, [0, 0, 0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_disk_without_room_for_the_scratch_file_is_full_and_its_folder_is_named(
+    monkeypatch: pytest.MonkeyPatch, members: int
+) -> None:
+    rows = np.ones((members, SIZE), np.int32)
+    folder = tempfile.gettempdir()
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: open("/dev/full", "w+b"))  # noqa: SIM115
+    with pytest.raises(StorageFullError, match=rf"No space left on device \(path {folder}\): make room"):
+        found("median", rows, [0] * members)
+    monkeypatch.undo()
+    assert found("median", rows, [0] * members).weight == 1
+
+
+def test_a_disk_on_which_no_scratch_file_can_even_be_made_is_full_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(prefix: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(StorageFullError, match="No space left"):
+        found("median", np.ones((3, SIZE), np.int32), [0] * 3)
