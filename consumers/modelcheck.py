@@ -155,16 +155,20 @@ class ModelCheck:
         return None
 
     def _begin(self, round_: int, evaluation: Evaluation) -> None:
-        folder = tempfile.TemporaryDirectory(prefix="refold-evaluate-")
-        model = Path(folder.name) / "model.safetensors"
-        self._history.rebuild(round_, slots=False).safetensors(model)
-        words = [word.replace(MODEL, str(model)) for word in evaluation.command]
+        state = self._history.rebuild(round_, slots=False)
+        folder: tempfile.TemporaryDirectory[str] | None = None
         try:
+            folder = tempfile.TemporaryDirectory(prefix="refold-evaluate-")
+            model = Path(folder.name) / "model.safetensors"
+            state.safetensors(model)
+            words = [word.replace(MODEL, str(model)) for word in evaluation.command]
             with (Path(folder.name) / "output").open("wb") as output:
                 process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL)
         except OSError as error:
-            folder.cleanup()
-            log.error("the evaluation cannot be started: %s", error)
+            # No such program, or no room for the model: one reading less.
+            if folder is not None:
+                folder.cleanup()
+            log.error("the evaluation of round %d cannot be started: %s", round_, error)
             return
         self._run = _Run(round_, process, folder, self._clock.monotonic_s())
 

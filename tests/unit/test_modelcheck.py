@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import refold
+from refold.bus.clock import SystemClock
 from refold.bus.contract import Place
-from refold.consumers.modelcheck import Evaluation, chosen, read_metrics
+from refold.bus.memory import MemoryBus
+from refold.bus.topics import Topics
+from refold.consumers.modelcheck import Evaluation, ModelCheck, chosen, read_metrics
 from refold.schemas.canonical import decode
 from refold.schemas.checks import Alert
 from refold.schemas.errors import UsageError
@@ -42,6 +49,27 @@ def test_the_last_line_counts_be_it_a_number_or_an_object() -> None:
 def test_a_command_without_a_place_for_the_model_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="evaluate"):
         Evaluation.of(text)
+
+
+@pytest.mark.parametrize("where", ["folder", "model"])
+def test_a_temporary_disk_without_room_costs_an_evaluation_and_not_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*args: object, **said: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    state = SimpleNamespace(safetensors=full if where == "model" else lambda path: None)
+    history: Any = SimpleNamespace(lineage=SimpleNamespace(head=1), rebuild=lambda round_, slots: state)
+    if where == "folder":
+        monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with MemoryBus() as bus:
+        key = refold.SigningKey.generate()
+        check = ModelCheck(bus, Topics("toy"), history, SystemClock(), key, Evaluation.of("true {model}"))
+        check.turn()
+        assert not check.turn()
+        check.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_s_word_takes_the_federation_back_though_clients_report_nothing(tmp_path: Path) -> None:
