@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 import refold
 from refold.consumers.branches import Branches
 from refold.consumers.planning import plan_round
+from refold.consumers.regridding import regridded
+from refold.schemas.canonical import encode
 from refold.schemas.errors import UsageError
 from refold.schemas.events import Member, RoundClosed
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.plans import ConfigSpan, Everyone
+from refold.schemas.regrid import Overflowed
 from refold.schemas.rollback import Calibration, RolledBack
 
 POLICY = refold.Plan(rounds=20, share=0.5, config=lambda r: {"lr": float(r)}, seed=bytes(16)).policy()
@@ -116,3 +123,16 @@ def test_a_regridding_leaves_the_void_round_out_and_keeps_the_cells_of_the_grid_
     assert not made.is_on_former_lattice(6)
     back(made, 3)
     assert [made.is_on_former_lattice(base) for base in (8, 7, 6, 3)] == [False, True, True, False]
+
+
+def test_the_longest_names_of_tensors_fit_into_the_reason_of_a_regridding() -> None:
+    made = tree(1)
+    names = [f"'\"{number}".ljust(200, "\\") for number in range(20)]
+    schema = ModelSchema(tuple(TensorSchema(name, "float32", (4,), 22, "mean") for name in names))
+    roster: Any = SimpleNamespace(ended=False, closed=1, schema=schema, branches=made, genesis=SimpleNamespace(policy=POLICY))
+    lineage: Any = SimpleNamespace(overflowed=Overflowed(1, tuple(range(20))), head=1, rounds={1: SimpleNamespace(parent=0)})
+    made.nodes[-1] = replace(made.nodes[-1], exponents=(3,) * 20)
+    event = regridded(roster, lineage)
+    assert event is not None
+    assert repr(names[7]) in event.reason
+    encode(event)

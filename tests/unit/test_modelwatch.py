@@ -9,10 +9,12 @@ import pytest
 
 import refold
 from refold.consumers.branches import Branches
-from refold.consumers.detectors.recent import Recent
+from refold.consumers.detectors.recent import UPDATES, Recent
 from refold.consumers.healing import AUTOMATIC, Healing, HealingPolicy, healed
+from refold.consumers.hindsight import LEAST_ROUNDS
 from refold.consumers.modelwatch import COLLAPSE, DECLINE, DIGEST, NOT_FINITE, ModelWatch
 from refold.consumers.planning import plan_round
+from refold.schemas.canonical import MAX_RECORD_BYTES, encode
 from refold.schemas.errors import UsageError
 from refold.schemas.events import RoundClosed
 from refold.schemas.plans import settings
@@ -158,6 +160,20 @@ def test_a_state_that_is_not_what_the_log_says_goes_back_to_the_last_that_is(rng
     back = healed(federation.healing, federation.branches, Recent(), POLICY)
     assert back is not None
     assert (back.parent, back.cause) == (10, DIGEST)
+
+
+def test_healing_cannot_name_more_clients_than_a_rollback_holds() -> None:
+    recent = Recent()
+    for round_ in range(1, 13):
+        for number in range(400):
+            recent.take(round_, f"c{number}", b"", accepted=True)
+    assert sum(len(judged.features) for judged in recent.rounds.values()) <= UPDATES, "beyond one round, which finds nobody out"
+    most = UPDATES // LEAST_ROUNDS
+    branches = Branches.of(plan_round(POLICY, 1, (0,), ()))
+    plan = branches.plan_after(POLICY, (0,), (), ())
+    branches.close(RoundClosed(1, 0, (), "weighted_mean", "fedavg", (), "complete", plan))
+    longest = tuple(f"{number:0>4}".ljust(200, "\U00020000") for number in range(most))
+    assert len(encode(branches.rolled_back(POLICY, 0, "r" * 2000, cause=COLLAPSE, culprits=longest))) < MAX_RECORD_BYTES // 2
 
 
 @pytest.mark.parametrize("said", [{"mode": "perhaps"}, {"moode": "ask"}])
