@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus
 from refold.bus.ledger import Entry, LedgerReader
@@ -30,7 +32,8 @@ class LogView:
         self.accepted = LedgerReader(bus, topics.accepted)
         self.rounds = LineageReader(bus, topics, on_key=on_key)
         self._roster: Roster | None = None
-        self._hashes: dict[int, bytes] = {0: bytes(32)}
+        # Of the head that `rounds` covers and every later one, oldest first: one of them is the head that it covers next.
+        self._hashes: OrderedDict[int, bytes] = OrderedDict({0: bytes(32)})
 
     @property
     def roster(self) -> Roster:
@@ -72,8 +75,8 @@ class LogView:
             self._roster = Roster.of(_genesis_of(entry, self._topics))
         self._roster.fold(entry)
         covered = self.rounds.lineage.position.accepted_index
-        if len(self._hashes) > 1000:
-            self._hashes = {index: hash_ for index, hash_ in self._hashes.items() if index >= covered}
+        while self._hashes and next(iter(self._hashes)) < covered:
+            self._hashes.popitem(last=False)
         if entry.commit.next_index >= covered:
             self._hashes[entry.commit.next_index] = entry.hash
 

@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from refold.consumers.attempts import MAX_ATTEMPTS
 from refold.consumers.commands import send_command
 from refold.consumers.detection import _Active
 from refold.consumers.intake import Intake
+from refold.consumers.view import LogView
 from refold.consumers.window import GRACE_S, ChunkWindow
 from refold.federation import Federation
 from refold.producers.outbox import Parcel
@@ -604,3 +606,30 @@ def test_a_rollback_that_is_undone_makes_no_unsound_update_sound(federation: Fed
         server.settle()
         (found,) = [said for name, at, said in verdicts(federation) if (name, at) == ("ann", offset)]
         assert found != "accepted"
+
+
+class Counted(int):
+    """A number that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: int) -> bool:
+        Counted.compared += 1
+        return int(self) < other
+
+    def __ge__(self, other: int) -> bool:
+        Counted.compared += 1
+        return int(self) >= other
+
+
+def test_what_a_commit_costs_does_not_grow_with_how_far_aggregation_lies_behind(federation: Federation) -> None:
+    view = LogView(federation.bus, federation.topics)
+    view._roster = SimpleNamespace(fold=lambda entry: None)  # type: ignore[assignment]
+    for index in range(1, 3001):
+        commit = SimpleNamespace(next_index=Counted(index))
+        view.fold(SimpleNamespace(commit=commit, hash=index.to_bytes(32, "big")))  # type: ignore[arg-type]
+    assert Counted.compared < 10 * 3000
+    view.rounds.lineage.position = replace(view.rounds.lineage.position, accepted_index=2999)
+    view.fold(SimpleNamespace(commit=SimpleNamespace(next_index=3001), hash=bytes(32)))  # type: ignore[arg-type]
+    assert list(view._hashes) == [2999, 3000, 3001]
+    view.close()
