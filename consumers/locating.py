@@ -11,8 +11,10 @@ import logging
 import math
 import threading
 from collections import OrderedDict, deque
+from contextlib import suppress
 
 from refold.bus.clock import Clock
+from refold.bus.closing import close_all
 from refold.bus.contract import Bus
 from refold.bus.topics import Topics
 from refold.producers.history import History
@@ -80,9 +82,14 @@ class Locator:
                     self._found.append((tree, named(schema, differing(tree, schema, log_tree))))
                 except (RefoldError, MemoryError) as error:
                     log.warning("where %s differs in round %d cannot be said: %s", tree.client, tree.round, error)
+                except Exception:
+                    # A client's tree ends no group, nor this thread (I7): only its places stay unnamed. What was held may be
+                    # half changed and is read anew.
+                    log.exception("where %s differs in round %d cannot be said", tree.client, tree.round)
+                    _let_go(history)
+                    history = None
         finally:
-            if history is not None:
-                history.close()
+            _let_go(history)
 
     def _next(self) -> StateTree | None:
         with self._changed:
@@ -113,3 +120,9 @@ class Locator:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
+
+
+def _let_go(history: History | None) -> None:
+    """Close a history; a bus that fails now has nothing more to do with it."""
+    with suppress(RefoldError):
+        close_all(history)

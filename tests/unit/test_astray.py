@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from refold.bus.clock import SystemClock
 from refold.bus.contract import Record
+from refold.consumers import locating
 from refold.consumers.astray import Astray, Servers
 from refold.consumers.hearing import Hearing
 from refold.consumers.liveness import Liveness
+from refold.consumers.locating import Locator
 from refold.consumers.trees import MOST_LOOKED_AT, TreeReader
 from refold.schemas.canonical import encode
 from refold.schemas.digests import DigestTree, parameters_nodes, state_digest
+from refold.schemas.errors import IntegrityError
 from refold.schemas.held import StateHeld, TrainingHeld
 from refold.schemas.keys import STATE_TREE_TAG, SigningKey
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.state_tree import BLOCKS, TENSORS, StateTree, differing, named, root_of, told_digests
 from refold.schemas.updates import Heartbeat, ServerHeartbeat
+from refold.testing import eventually
 from tests.unit.test_hearing import KEY, OTHER, beat, roster, signed
 
 GOOD, BAD, WORSE = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32
@@ -227,3 +233,32 @@ def test_a_model_of_many_blocks_is_told_of_by_its_tensors(monkeypatch: pytest.Mo
     assert told_digests(tree())[0] == BLOCKS
     monkeypatch.setattr("refold.schemas.state_tree.MOST_DIGESTS", 4)
     assert told_digests(tree()) == (TENSORS, tuple(node.digest for node in tree().parameters))
+
+
+@pytest.mark.parametrize("error", [IntegrityError("no step"), MemoryError(), ValueError("a surprise")])
+def test_whatever_one_tree_brings_about_the_next_is_compared(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    truth, wrong = tree(), tree((3,))
+    broken, closed = [error], []
+
+    def rebuild(round_: int, *, slots: bool) -> Any:
+        if broken:
+            raise broken.pop()
+        return SimpleNamespace(tree=lambda slots: truth)
+
+    def history(*args: object, **said: object) -> Any:
+        lineage = SimpleNamespace(schema_of=schema_of)
+        return SimpleNamespace(lineage=lineage, refresh=lambda: None, rebuild=rebuild, close=lambda: closed.append(True))
+
+    monkeypatch.setattr(locating, "History", history)
+    genesis: Any = None
+    locator = Locator(genesis, genesis, genesis, SystemClock())
+    locator.ask(state_tree(wrong))
+    eventually(lambda: "cannot be said" in caplog.text, timeout_s=10.0, what="a word of the first")
+    locator.ask(state_tree(wrong))
+    found: list[Any] = []
+    eventually(lambda: found.extend(locator.found()) or found, timeout_s=10.0, what="the second")
+    locator.close()
+    assert found[0][1].startswith("conv.weight, block 0")
+    assert closed
