@@ -139,7 +139,16 @@ class Branches:
         node, round_ = self.nodes[parent], self.head + 1
         return replace(node, exponents=exponents, jumps=(*node.jumps, (round_, parent)), epoch=Epoch(round_, lattice))
 
-    def regridded(self, policy: PlanPolicy, parent: int, schema: ModelSchema, lattice: Lattice, reason: str) -> Regridded:
+    def regridded(
+        self,
+        policy: PlanPolicy,
+        parent: int,
+        schema: ModelSchema,
+        lattice: Lattice,
+        reason: str,
+        *,
+        clients: Collection[str] = (),
+    ) -> Regridded:
         """Return the event that brings the newest round's state, which is its parent's, onto a coarser lattice.
 
         The grid's cells stay as large as they were, or become the lattice's own.
@@ -148,10 +157,13 @@ class Branches:
         ----------
         schema
             On the lattice of the newest round.
+        clients
+            As in `rolled_back`, where the parent is within a calibration.
         """
         coarser = [tensor.exponent - after for tensor, after in zip(schema.tensors, lattice, strict=True)]
         exponents = tuple(max(0, k - bits) for k, bits in zip(self.nodes[self.head].exponents, coarser, strict=True))
-        plan = self._regridded_node(parent, lattice, exponents).plan(policy, self.head + 2, exponents, ())
+        node = self._regridded_node(parent, lattice, exponents)
+        plan = node.plan(policy, self.head + 2, exponents, clients if node.calibration else ())
         return Regridded(self.head + 1, parent, self.head, lattice, reason, plan)
 
     def is_on_former_lattice(self, base: int) -> bool:

@@ -69,9 +69,13 @@ def _policy_changed(order: ChangePolicy, command_id: bytes) -> PolicyChanged:
 def _rolled_back(roster: Roster, order: RollBack, command_id: bytes) -> RolledBack:
     if roster.ended:
         raise UsageError("the federation has ended: nothing goes on from any round")
-    who = roster.active if roster.required else set(roster.clients)
     return roster.branches.rolled_back(
-        roster.genesis.policy, order.round, order.reason, command_id=command_id, calibration=order.calibration, clients=who
+        roster.genesis.policy,
+        order.round,
+        order.reason,
+        command_id=command_id,
+        calibration=order.calibration,
+        clients=roster.able,
     )
 
 

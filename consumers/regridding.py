@@ -23,4 +23,4 @@ def regridded(roster: Roster, lineage: Lineage) -> Regridded | None:
     names = ", ".join(repr(schema.tensors[index].name) for index in asked.tensors[:8])
     reason = f"round {asked.round} led beyond the lattice of {names}"
     parent = lineage.rounds[asked.round].parent
-    return roster.branches.regridded(roster.genesis.policy, parent, schema, lattice, reason)
+    return roster.branches.regridded(roster.genesis.policy, parent, schema, lattice, reason, clients=roster.able)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +119,11 @@ class Roster:
     def required(self) -> bool:
         """Whether only enrolled clients take part."""
         return self.genesis.identity.required
+
+    @property
+    def able(self) -> Collection[str]:
+        """Clients that may take part, as far as they are known."""
+        return self.active if self.required else self.clients.keys()
 
     @property
     def schema(self) -> ModelSchema:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,7 @@ from refold.schemas.errors import UsageError
 from refold.schemas.events import Member, RoundClosed
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.plans import ConfigSpan, Everyone
-from refold.schemas.regrid import Overflowed
+from refold.schemas.regrid import Overflowed, Regridded
 from refold.schemas.rollback import Calibration, RolledBack
 
 POLICY = refold.Plan(rounds=20, share=0.5, config=lambda r: {"lr": float(r)}, seed=bytes(16)).policy()
@@ -125,14 +124,37 @@ def test_a_regridding_leaves_the_void_round_out_and_keeps_the_cells_of_the_grid_
     assert [made.is_on_former_lattice(base) for base in (8, 7, 6, 3)] == [False, True, True, False]
 
 
-def test_the_longest_names_of_tensors_fit_into_the_reason_of_a_regridding() -> None:
-    made = tree(1)
-    names = [f"'\"{number}".ljust(200, "\\") for number in range(20)]
+def regridding_of(made: Branches, names: list[str]) -> Regridded:
+    """Return what answers the newest round, which was void for all of its tensors."""
     schema = ModelSchema(tuple(TensorSchema(name, "float32", (4,), 22, "mean") for name in names))
-    roster: Any = SimpleNamespace(ended=False, closed=1, schema=schema, branches=made, genesis=SimpleNamespace(policy=POLICY))
-    lineage: Any = SimpleNamespace(overflowed=Overflowed(1, tuple(range(20))), head=1, rounds={1: SimpleNamespace(parent=0)})
-    made.nodes[-1] = replace(made.nodes[-1], exponents=(3,) * 20)
+    genesis = SimpleNamespace(policy=POLICY)
+    roster: Any = SimpleNamespace(
+        ended=False, closed=made.head, schema=schema, branches=made, genesis=genesis, able=frozenset(CLIENTS)
+    )
+    rounds = {made.head: SimpleNamespace(parent=made.head - 1)}
+    asked = Overflowed(made.head, tuple(range(len(names))))
+    lineage: Any = SimpleNamespace(overflowed=asked, head=made.head, rounds=rounds)
     event = regridded(roster, lineage)
     assert event is not None
+    return event
+
+
+def test_a_regridding_within_a_calibration_asks_as_few_clients_as_the_round_that_was_void() -> None:
+    made = tree(10)
+    back(made, 0, Calibration(8, 1, spans(0.5, 0.25)))
+    close(made, members=("ann",))
+    close(made, members=("bob",))
+    plan = regridding_of(made, ["w"]).next_plan
+    asked = [client for client in CLIENTS if plan.selects(client)]
+    assert len(asked) == 1
+    assert asked != ["ann"], "it had its turn"
+    assert dict(plan.config) == {"lr": 0.25, "mode": "repair"}
+
+
+def test_the_longest_names_of_tensors_fit_into_the_reason_of_a_regridding() -> None:
+    names = [f"'\"{number}".ljust(200, "\\") for number in range(20)]
+    made = tree(0)
+    close(made, exponents=(3,) * 20)
+    event = regridding_of(made, names)
     assert repr(names[7]) in event.reason
     encode(event)
