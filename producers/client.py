@@ -23,6 +23,7 @@ from refold.producers.history import History
 from refold.producers.opening import say_how_clients_are_known, wait_until_open
 from refold.producers.outbox import Outbox
 from refold.producers.own_tensors import OwnTensors
+from refold.producers.place import ClientPlace
 from refold.producers.privacy import Privacy, PrivateUpdates
 from refold.producers.publisher import Publisher
 from refold.producers.reporting import Reporter, Said
@@ -55,10 +56,10 @@ TOLD_S = 2.0
 class Client:
     """One client's session. Use as a context manager; belongs to one thread.
 
-    On entry: 1. `rounds` is read to its end, waiting up to `open_timeout_s` for the federation to open; it must be the log that
-    an earlier life saw (`refold.producers.witness`), and what it says of sparse updates' fate is acted on
-    (`refold.producers.residual`); 2. what the outbox holds from an earlier life is sent again,
-    as the same bytes; 3. a session is opened; 4. heartbeats begin.
+    On entry, once no other process works as this client (`refold.producers.place`): 1. `rounds` is read to its end, waiting up
+    to `open_timeout_s` for the federation to open; it must be the log that an earlier life saw (`refold.producers.witness`),
+    and what it says of sparse updates' fate is acted on (`refold.producers.residual`); 2. what the outbox holds from an earlier
+    life is sent again, as the same bytes; 3. a session is opened; 4. heartbeats begin.
 
     Parameters
     ----------
@@ -105,6 +106,7 @@ class Client:
         self.witness = Witness(outbox.folder, topics.federation, name, clock=self._clock)
         self._held = HeldState(outbox.folder, topics.federation, name)
         self.own = OwnTensors(outbox.folder, topics.federation, name)
+        self._place = ClientPlace(outbox.folder, topics.federation, name)
         self._sealer = Sealer(topics.federation, name, required=sealed)
         self._history = History(
             bus,
@@ -125,6 +127,15 @@ class Client:
         self._plan_seen = (-1, 0.0)
 
     def __enter__(self) -> Self:
+        self._place.take()
+        try:
+            self._enter()
+        except BaseException:
+            self._place.close()
+            raise
+        return self
+
+    def _enter(self) -> None:
         # 1. The log.
         lineage = self._history.lineage
         self._answers.expect()
@@ -156,7 +167,6 @@ class Client:
             clock=self._clock,
             folder=self._outbox.folder,
         )
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._heartbeat and kind is not None and issubclass(kind, Exception):
@@ -166,7 +176,7 @@ class Client:
     def close(self) -> None:
         """Stop, and say so; what the outbox holds is sent by the next session."""
         self._closing.set()
-        close_all(self._heartbeat, self._publisher, self._history, self.witness)
+        close_all(self._heartbeat, self._publisher, self._history, self.witness, self._place)
 
     def tasks(self) -> Iterator[Task]:
         """Yield what this client is asked to do, until the federation ends.

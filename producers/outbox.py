@@ -47,7 +47,8 @@ class Outbox:
     Parameters
     ----------
     folder
-        Made if it is not there. Belongs to one client; two processes of one client may share it.
+        Made if it is not there. Nothing in it breaks where several clients, or two processes of one, share it; that two work
+        under one name at a time is refused by `refold.producers.place`.
     max_bytes
         How much may wait in it.
     """

@@ -3,15 +3,23 @@
 import errno
 import os
 import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import blake3
 import numpy as np
 import pytest
+from stepped import KEYS, make
 
+from refold.bus import Place
+from refold.bus.memory import MemoryBus
 from refold.producers.outbox import MAGIC, Outbox, Parcel
+from refold.producers.place import ClientPlace
 from refold.producers.residual_file import Basis, write_amount
-from refold.schemas.errors import StorageFullError
+from refold.schemas.errors import PlaceTakenError, StorageFullError
 
 
 def parcel(number: int = 0, size: int = 100) -> Parcel:
@@ -180,3 +188,64 @@ def test_an_update_that_is_none_is_set_aside_and_kept(tmp_path: Path) -> None:
     outbox.set_aside(parcel(1).digest)
     assert list(outbox.waiting()) == []
     assert [path.suffix for path in tmp_path.iterdir()] == [".broken"]
+
+
+HOLDER = """
+import os, sys
+from refold.producers.place import ClientPlace
+
+place = ClientPlace(sys.argv[1], "toy", "ann")
+place.take()
+is_child = os.fork() == 0
+if not is_child:
+    print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Hold ann's place by another process, which has a child of its own."""
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_of_a_client_is_refused_until_the_first_is_gone_whatever_it_forked(tmp_path: Path) -> None:
+    place = ClientPlace(tmp_path, "toy", "ann")
+    with held_elsewhere(tmp_path) as first:
+        with pytest.raises(PlaceTakenError, match="another process works as this client"):
+            place.take()
+        other = ClientPlace(tmp_path, "toy", "bob")
+        other.take()
+        other.close()
+        first.kill()
+        first.wait()
+        # Its child lives on, until its input ends.
+        place.take()
+        place.close()
+
+
+def test_a_client_begins_nothing_while_another_process_works_in_its_name(tmp_path: Path) -> None:
+    with MemoryBus() as bus:
+        federation = make(bus, tmp_path)
+        assert federation.name == "toy"
+        client = federation.client("ann", key=KEYS["ann"], outbox=tmp_path / "box", open_timeout_s=1.0)
+        with held_elsewhere(tmp_path / "box"):
+            before = {topic: bus.end_offset(Place(topic, 0)) for topic in bus.topics()}
+            with pytest.raises(PlaceTakenError), client:
+                pass
+            assert {topic: bus.end_offset(Place(topic, 0)) for topic in bus.topics()} == before
+
+
+def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", none)
+    place = ClientPlace(tmp_path, "toy", "ann")
+    place.take()
+    place.close()
