@@ -7,10 +7,10 @@ In this order:
    finds it in the log and goes on with 3.
 3. The records are deleted. Idempotent.
 
-Pruned are accepted deltas, features too large for a verdict, and what was quarantined until the last of the rounds closed. The
-verdicts stay, for they are the log, and in them what travels inline: small deltas and small features. The initial state lies in
-`deltas` too: nothing is pruned before its snapshot was read back whole. A delta may go once its round is made, so that only an
-audit would ever read it again.
+Pruned are accepted deltas, features too large for a verdict, and evidence of what was refused until the last of the rounds
+closed. The verdicts stay, for they are the log, and in them what travels inline: small deltas and small features. The initial
+state lies in `deltas` too: nothing is pruned before its snapshot was read back whole. A delta may go once its round is made, so
+that only an audit would ever read it again.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from refold.bus.contract import Bus, Place
+from refold.bus.contract import Bus, Place, Record
 from refold.bus.ledger import Entry, LedgerReader
 from refold.bus.ranges import records_in
 from refold.bus.topics import Topics
 from refold.producers.history import History
+from refold.schemas.canonical import decode
+from refold.schemas.checks import Quarantined
+from refold.schemas.commits import Position
 from refold.schemas.erasure import ChangePruning, DeltasPruned, Pruned, PruningChanged
-from refold.schemas.errors import IntegrityError, NotFoundError
+from refold.schemas.errors import IntegrityError, InvalidRecord, NotFoundError
 from refold.schemas.events import Genesis, RoundClosed, UpdateAccepted, UpdateRejected
 from refold.schemas.payload import Payload, chunk_digest
 
 DELTAS, FEATURES, QUARANTINE = "deltas", "features", "quarantine"
+QUARANTINED_TYPE = b"refold.Quarantined"
 
 
 @dataclass(slots=True)
@@ -91,11 +95,11 @@ def plan_pruning(bus: Bus, topics: Topics, before_round: int) -> DeltasPruned | 
     """Work out what goes; None while the initial state is nowhere but in `deltas`."""
     if not _has_initial_snapshot(bus, topics):
         return None
-    deltas, features, closed_ms = _shelves(bus, topics, before_round)
+    deltas, features, judged = _shelves(bus, topics, before_round)
     places = [
         *_below(bus, topics.deltas, DELTAS, deltas),
         *_below(bus, topics.features, FEATURES, features),
-        *_older(bus, topics.quarantine, QUARANTINE, closed_ms),
+        *_refused(bus, topics.quarantine, QUARANTINE, judged),
     ]
     return DeltasPruned(before_round, tuple(places))
 
@@ -120,9 +124,9 @@ def _has_initial_snapshot(bus: Bus, topics: Topics) -> bool:
     return True
 
 
-def _shelves(bus: Bus, topics: Topics, before_round: int) -> tuple[_Shelf, _Shelf, int]:
-    """Return deltas, features, and when the last of the rounds was closed."""
-    deltas, features, closed_ms = _Shelf(), _Shelf(), 0
+def _shelves(bus: Bus, topics: Topics, before_round: int) -> tuple[_Shelf, _Shelf, Position]:
+    """Return deltas, features, and what was judged once the last of the rounds was closed."""
+    deltas, features, judged = _Shelf(), _Shelf(), Position()
     open_: dict[bytes, Payload] = {}
     reader = LedgerReader(bus, topics.accepted)
     try:
@@ -136,12 +140,12 @@ def _shelves(bus: Bus, topics: Topics, before_round: int) -> tuple[_Shelf, _Shel
                     case RoundClosed():
                         shelf = deltas.dropped if event.round < before_round else deltas.needed
                         shelf += [open_.pop(member.digest) for member in event.members if member.digest in open_]
-                        closed_ms = entry.commit.time_ms if event.round < before_round else closed_ms
+                        judged = entry.commit.position if event.round < before_round else judged
             _sort_features(entry, features, before_round)
     finally:
         reader.close()
     deltas.needed += open_.values()
-    return deltas, features, closed_ms
+    return deltas, features, judged
 
 
 def _sort_features(entry: Entry, features: _Shelf, before_round: int) -> None:
@@ -184,11 +188,32 @@ def _is_where_it_says(bus: Bus, topic: str, payload: Payload) -> bool:
     return set(payload.chunks) <= {chunk_digest(record.value or b"") for record in there}
 
 
-def _older(bus: Bus, topic: str, name: str, closed_ms: int) -> Iterator[Pruned]:
-    """Yield for each partition up to where it was written before a round closed: all of a turn's evidence is, or none."""
+def _refused(bus: Bus, topic: str, name: str, judged: Position) -> Iterator[Pruned]:
+    """Yield for each partition up to where all evidence is of updates that a position covers: all of a turn's is, or none.
+
+    By which update it is of and never by when it was written: clocks go wrong, and are put right.
+    """
+    parts = {part.partition: part for part in judged.updates}
     for partition in range(bus.topics()[topic].partitions):
         place = Place(topic, partition)
-        first = bus.offset_for_time(place, closed_ms + 1)
-        end = bus.end_offset(place) if first is None else first
-        if end > bus.begin_offset(place):
+        begin = end = bus.begin_offset(place)
+        for record in records_in(bus, place, begin, bus.end_offset(place) - 1):
+            said = _quarantined(record)
+            if said is None:
+                continue  # A chunk, or damaged: it goes with the record after it.
+            if said.partition not in parts or not parts[said.partition].is_judged(said.offset):
+                # Its chunks lie right before it, or among another's where a member came to life again.
+                end = min(end, said.payload.hint.first_offset) if said.payload.hint else end
+                break
+            end = record.offset + 1
+        if end > begin:
             yield Pruned(name, partition, end)
+
+
+def _quarantined(record: Record) -> Quarantined | None:
+    if record.header("ce_type") != QUARANTINED_TYPE:
+        return None
+    try:
+        return decode(record.value or b"", Quarantined)
+    except InvalidRecord:
+        return None

@@ -1,6 +1,7 @@
 """Pruning of payloads by policy: announced before it is done, done again after a crash, and rebuilds stay as they were."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,22 @@ import numpy as np
 import pytest
 
 import refold
+from refold.bus.clock import ManualClock
 from refold.bus.contract import Place
+from refold.bus.memory import MemoryBus
 from refold.bus.ranges import records_in
 from refold.cli import run
 from refold.consumers import detection
 from refold.consumers.pruning import PruningLog, _first_needed, plan_pruning
 from refold.federation import Federation
+from refold.schemas.checks import Quarantined
 from refold.schemas.erasure import ChangePruning
 from refold.schemas.events import DeltasPruned, PruningChanged, UpdateAccepted
 from refold.schemas.keys import SigningKey
 from refold.schemas.payload import PlaceHint, chunk_digest
 from refold.testing import SteppedServer
 from tests.end_to_end.crowd import NAMES, SHAPE, learn
+from tests.unit.stepped import make, records, send
 
 ID = bytes(16)
 
@@ -151,6 +156,41 @@ def test_a_chunk_that_is_needed_and_not_where_its_hint_says_stops_the_pruning_be
         assert not needed & below
         stopped += first < end
     assert stopped
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+def test_evidence_goes_with_the_rounds_that_it_is_of_however_wrong_the_servers_clock_is(tmp_path: Path, ahead_s: float) -> None:
+    """The bus stamps what is written with its own time."""
+    with MemoryBus() as bus:
+        federation = make(bus, tmp_path, minimum=2, deadline_s=1.0)
+        kept: list[list[int]] = []
+        with SteppedServer(federation, clock=ManualClock(time.time() + ahead_s)) as server:
+            server.settle()
+            for number in range(3):
+                session, large = (0, b"s" * 8), (b"x" * 100_000, b"y" * 70_000)
+                refused = [
+                    send(federation, "eve", session=session, sequence=2 * number, schema_digest=bytes(32)),
+                    send(federation, "eve", session=session, sequence=2 * number + 1, chunks=large),
+                ]
+                for name in ("ann", "bob"):
+                    send(federation, name, session=session, sequence=number, seed=number)
+                server.settle()
+                server.clock.advance(30.0)
+                server.settle()
+                kept.append(refused)
+                with bus.producer() as producer:
+                    headers = (("ce_type", b"refold.Quarantined"),)
+                    producer.send(federation.topics.quarantine, b"damaged", partition=0, headers=headers)
+            assert federation.head == 3
+            before = there(federation, "quarantine")
+            federation.prune(before_round=3)
+            server.settle()
+        left = [item.offset for item in records(federation, federation.topics.quarantine, Quarantined)]
+        assert left == kept[2]
+        after = there(federation, "quarantine")
+        assert chunk_digest(b"x" * 100_000) in before & after
+        assert len(after) < len(before)
+        assert not federation.verify().findings
 
 
 def test_deltas_that_no_operator_let_go_are_a_finding(federation: Federation) -> None:
