@@ -54,6 +54,10 @@ class Node:
         had = self.had_turn | frozenset(members)
         return replace(self, done=self.done + 1, had_turn=frozenset(members) if had == self.had_turn else had)
 
+    def is_over(self, policy: PlanPolicy) -> bool:
+        """Whether training on this branch is as far as the policy asks."""
+        return self.calibration is None and 0 < policy.rounds <= self.progress
+
     def plan(
         self,
         policy: PlanPolicy,
@@ -62,9 +66,10 @@ class Node:
         living: Collection[str],
         known: Collection[str] = (),
     ) -> RoundPlan:
-        """Return the plan of the round that follows; `living` and `known` as in `plan_turn`."""
+        """Return the plan of the round that follows; `living` and `known` as in `plan_turn`. Where none does it asks nobody."""
         if self.calibration is None:
-            return plan_round(policy, round_, exponents, living, progress=self.progress + 1)
+            plan = plan_round(policy, round_, exponents, living, progress=self.progress + 1)
+            return replace(plan, select_below=0) if self.is_over(policy) else plan
         plan = plan_round(policy, round_, exponents, living, progress=self.progress)
         own = dict(self.calibration.config_at(self.done + 1))
         plan = replace(plan, minimum=self.calibration.clients, config=settings({**dict(plan.config), **own}))
@@ -107,10 +112,9 @@ class Branches:
             at = jumps.get(at, at - 1)
         return at
 
-    @property
-    def next_progress(self) -> int:
-        """How far training will have got once the round that is open is closed."""
-        return self.nodes[self.head].next().progress
+    def is_over(self, policy: PlanPolicy) -> bool:
+        """Whether training is as far as the policy asks, once the newest round is made and no other takes its place."""
+        return self.nodes[self.head].is_over(policy)
 
     def close(self, event: RoundClosed) -> None:
         """Take a closed round in."""

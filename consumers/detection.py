@@ -31,6 +31,7 @@ from refold.consumers.commands import CommandReader
 from refold.consumers.detectors import Cohort, Ensemble, Opinion
 from refold.consumers.detectors.choice import DEFAULT, FALSE_ALARM_PPM, chosen
 from refold.consumers.detectors.pattern import RATE
+from refold.consumers.ending import ended
 from refold.consumers.evidence import ChunksGone, Evidence
 from refold.consumers.healing import healed
 from refold.consumers.hearing import Hearing
@@ -166,6 +167,7 @@ class _Active:
         self._prune()
         self._heal()
         self._regrid()
+        self._end()
         self._hear()
         for record in records:
             self._checked_next = record.offset  # What is committed meanwhile leaves this one to be read again.
@@ -222,6 +224,12 @@ class _Active:
     def _regrid(self) -> None:
         """Go over to a coarser lattice where the newest round asks for it."""
         event = regridded(self.roster, self._rounds.lineage)
+        if event is not None:
+            self._commit([event], [])
+
+    def _end(self) -> None:
+        """End the federation once the last round that the policy asks for is made."""
+        event = ended(self.roster, self._rounds.lineage)
         if event is not None:
             self._commit([event], [])
 
@@ -330,6 +338,8 @@ class _Active:
             return ""
         if regridded(self.roster, self._rounds.lineage) is not None:
             return ""  # The next turn begins with it; a round on a lattice that is too fine would be void, too.
+        if self.roster.branches.is_over(self.roster.genesis.policy):
+            return ""  # As does the end.
         now_s = self._clock.monotonic_s()
         plan = self.roster.plan
         living = self._living(now_s)

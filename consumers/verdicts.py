@@ -17,7 +17,6 @@ from refold.consumers.roster import Roster
 from refold.consumers.selection import selected
 from refold.schemas.events import (
     Defence,
-    FederationEnded,
     Member,
     RoundClosed,
     Statement,
@@ -98,12 +97,7 @@ def events_of(ruling: Ruling, written: Written, roster: Roster, living: Collecti
     events += [_reject(item, opinion, written) for item, opinion in ruling.rejected()]
     accepted = ruling.accepted()
     events += [_accept(item, opinion, written, roster) for item, opinion in accepted]
-    if accepted:
-        closing = _close(ruling, roster, living)
-        events.append(closing)
-        if roster.genesis.policy.rounds and roster.branches.next_progress >= roster.genesis.policy.rounds:
-            events.append(FederationEnded(closing.round, "all rounds are done"))
-    return events
+    return [*events, _close(ruling, roster, living)] if accepted else events
 
 
 def fitting(candidates: Sequence[Pending]) -> list[Pending]:

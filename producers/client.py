@@ -241,8 +241,14 @@ class Client:
         return None
 
     def _volunteers(self, plan: RoundPlan) -> bool:
-        """Whether the round is open so much longer than planned that those selected cannot have sufficed."""
-        return self._clock.monotonic_s() - self._plan_seen[1] > (plan.patience_ms + 2 * plan.heartbeat_ms) / 1000
+        """Whether the round is open so much longer than planned that those selected cannot have sufficed.
+
+        Not where nobody is selected: the last round is made, and the end follows.
+        """
+        return (
+            plan.select_below > 0
+            and self._clock.monotonic_s() - self._plan_seen[1] > (plan.patience_ms + 2 * plan.heartbeat_ms) / 1000
+        )
 
     def _task(self, plan: RoundPlan, kind: str) -> Task:
         if self._answers.is_refused and not self._answers.is_waiting:

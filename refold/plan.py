@@ -33,7 +33,8 @@ class Plan:
     deadline_s
         How long a round waits for its living clients; None waits for ever.
     rounds
-        Rounds after which the federation ends; None goes on.
+        Rounds of training after which the federation ends; None goes on. A rollback takes those that it leaves off the count,
+        a regridding the void round that asked for it.
     evaluate_every
         Every how many rounds the selected clients also evaluate the base round; 0 never.
     config

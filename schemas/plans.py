@@ -106,7 +106,7 @@ class PlanPolicy:
     deadline_ms
         How long a round waits for selected clients that live; 0 waits for ever.
     rounds
-        Rounds after which the federation ends; 0 never ends it.
+        Rounds of training after which the federation ends, once the last is made; 0 never ends it.
     evaluate_every
         Every how many rounds the selected clients evaluate; 0 never.
     max_staleness
@@ -166,7 +166,7 @@ class RoundPlan:
     round
         The round that the updates make; their base is its parent.
     select_below
-        A client trains if `draw` of it is below this.
+        A client trains if `draw` of it is below this; where it is 0, the last round is made and nobody does.
     evaluate
         Whether the selected clients also evaluate the base round.
     codec, exponents

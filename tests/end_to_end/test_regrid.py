@@ -113,6 +113,18 @@ def test_a_model_that_outgrows_its_lattice_trains_on_and_is_rebuilt_in_every_way
         assert "led beyond the lattice of 'w'" in capsys.readouterr().out
 
 
+def test_where_the_last_round_is_void_the_one_that_makes_up_for_it_ends_the_federation(tmp_path: Path) -> None:
+    with made(tmp_path, rounds=10) as federation:
+        run_to_the_end(federation, tmp_path)
+        history = federation.history()
+        history.close()
+        outcomes = [event.outcome for event in history.lineage.rounds.values()]
+        assert outcomes == ["applied"] * 9 + ["void", "regrid", "applied"]
+        assert history.lineage.ended is not None
+        assert history.lineage.ended.round == 12
+        assert_rebuilt_in_every_way(federation)
+
+
 def test_a_rollback_leads_back_to_the_lattice_of_before_and_what_was_trained_on_the_other_is_refused(tmp_path: Path) -> None:
     with made(tmp_path, rounds=14) as federation:
         once = threading.Lock()

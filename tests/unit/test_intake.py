@@ -17,6 +17,7 @@ from refold.bus.clock import ManualClock
 from refold.bus.ledger import LedgerReader, LedgerWriter, read_all
 from refold.bus.memory import MemoryBus
 from refold.bus.topics import chunk_headers, hint_header
+from refold.consumers import aggregation
 from refold.consumers.attempts import MAX_ATTEMPTS
 from refold.consumers.commands import send_command
 from refold.consumers.detection import _Active
@@ -34,12 +35,14 @@ from refold.schemas.events import (
     Receipts,
     RolledBack,
     RoundClosed,
+    RoundCommitted,
     Unattributed,
     UpdateAccepted,
     UpdateRejected,
 )
 from refold.schemas.keys import SigningKey
 from refold.schemas.payload import Payload, chunk_digest, describe, payload_root
+from refold.state.step import Void, compute_step
 from refold.testing import SteppedServer, craft_update, random_delta, send_update
 
 
@@ -633,3 +636,35 @@ def test_what_a_commit_costs_does_not_grow_with_how_far_aggregation_lies_behind(
     view.fold(SimpleNamespace(commit=SimpleNamespace(next_index=3001), hash=bytes(32)))  # type: ignore[arg-type]
     assert list(view._hashes) == [2999, 3000, 3001]
     view.close()
+
+
+@pytest.mark.parametrize("voids", [0, 1])
+def test_a_last_round_that_is_void_is_made_up_for_before_the_federation_ends(
+    bus: MemoryBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voids: int
+) -> None:
+    real, left = compute_step, [Void("w", "beyond its lattice", (0,))] * voids
+    monkeypatch.setattr(aggregation, "compute_step", lambda *args: left.pop() if left else real(*args))
+    federation = make(bus, tmp_path, rounds=1)
+    with SteppedServer(federation) as server:
+        server.settle()
+        for sequence in range(1 + voids):
+            assert events(federation, FederationEnded) == []
+            history = federation.history()
+            history.close()
+            schema_digest = history.lineage.schema_of(history.lineage.head).digest
+            for name in NAMES:
+                send(federation, name, session=(0, b"s" * 8), sequence=sequence, schema_digest=schema_digest)
+            server.settle()
+        last = 1 + 2 * voids
+        assert events(federation, FederationEnded) == [FederationEnded(last, "all rounds are done")]
+        assert [event.outcome for event in committed(federation)] == ["void", "regrid"] * voids + ["applied"]
+        offset = send(federation, "ann", session=(0, b"s" * 8), sequence=9)
+        server.settle()
+    assert verdicts(federation)[-1] == ("ann", offset, "federation-ended")
+    # The audit takes the planted void for what it is, and nothing else is amiss.
+    assert [finding.check for finding in federation.verify().findings] == ["steps"] * voids
+
+
+def committed(federation: Federation) -> list[RoundCommitted]:
+    entries = read_all(federation.bus, federation.topics.rounds)
+    return [event for entry in entries for event in entry.events if isinstance(event, RoundCommitted)]

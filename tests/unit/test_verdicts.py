@@ -1,4 +1,4 @@
-"""From a ruling to its events: equal refusals make one, weights are capped, and the last round ends it all."""
+"""From a ruling to its events: equal refusals make one, weights are capped, and the last round's plan asks nobody."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,6 @@ from refold.plan import Plan
 from refold.schemas.canonical import encode
 from refold.schemas.events import (
     Defence,
-    FederationEnded,
     Genesis,
     RoundClosed,
     Score,
@@ -30,6 +29,7 @@ from refold.schemas.events import (
 from refold.schemas.layout import Block
 from refold.schemas.model import ModelSchema, TensorSchema
 from refold.schemas.payload import describe
+from refold.schemas.plans import Everyone
 from refold.schemas.updates import EVALUATE, TRAIN, UpdateBody, update_digest
 
 SCHEMA = ModelSchema((TensorSchema("w", "float32", (4,), 20, "mean"),))
@@ -164,10 +164,10 @@ def test_a_claim_of_many_examples_is_capped_at_a_multiple_of_the_median() -> Non
     assert [member.weight for member in closing.members] == [10, 10, 10, 80]
 
 
-def test_the_last_round_ends_the_federation() -> None:
-    made = roster(rounds=1)
-    assert isinstance(close([item(1)], [FINE], made)[-1], FederationEnded)
-    assert isinstance(close([item(1)], [FINE], roster(rounds=2))[-1], RoundClosed)
+def test_the_last_round_is_followed_by_a_plan_that_asks_nobody() -> None:
+    last, other = (close([item(1)], [FINE], roster(rounds=rounds))[-1] for rounds in (1, 2))
+    assert isinstance(last, RoundClosed)
+    assert (last.next_plan.select_below, other.next_plan.select_below) == (0, Everyone)
 
 
 def test_the_next_plan_follows_the_cohorts_spread() -> None:
