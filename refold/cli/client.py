@@ -13,6 +13,7 @@ import click
 
 from refold.cli.init import pairs
 from refold.cli.options import Common, common
+from refold.cli.ordering import asking_for_a_key
 from refold.cli.output import log_to_stderr, note, short
 from refold.federation import Federation
 from refold.producers.answers import DIVERGED
@@ -87,7 +88,8 @@ def _redeem(federation: Federation, name: str, token: str, key: str, timeout_s: 
     """Enrol the client's key; at once where that was done by an earlier start."""
     if read_token(token).client != name:
         raise UsageError(f"the token is for the client {read_token(token).client!r}")
-    federation.redeem(token, key, timeout_s=timeout_s)
+    with asking_for_a_key():
+        federation.redeem(token, key, timeout_s=timeout_s)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from refold.cli.options import Common, common
-from refold.cli.ordering import order, require_order
+from refold.cli.ordering import asking_for_a_key, order, require_order
 from refold.cli.output import note, say, say_json
 from refold.enrolling import new_token
 from refold.producers.enrolment import read_token, token_text
@@ -92,7 +92,7 @@ def _redeem(common: Common, name: str | None, text: str, new_key: str | None, ti
         raise UsageError("--redeem needs --new-key: the file for the client's key")
     if name not in (None, read.client):
         raise UsageError(f"the token is for the client {read.client!r}")
-    with common.federation() as federation:
+    with common.federation() as federation, asking_for_a_key():
         key = federation.redeem(text, new_key, timeout_s=timeout_s)
     if common.json:
         say_json({"client": read.client, "public_key": key.public.hex(), "key_id": key.key_id.hex()})

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import click
 
 from refold.bus.contract import Place
 from refold.bus.ledger import LedgerReader
@@ -14,6 +18,51 @@ from refold.schemas.checks import Order
 from refold.schemas.errors import InvalidRecord, TryAgainError, UsageError
 
 POLL_S = 0.2
+
+
+class Sending:
+    """What sending a command has come to, as it is said to whoever interrupts it."""
+
+    def __init__(self) -> None:
+        self.said = "nothing was sent"
+        self.is_begun = False
+
+    def send(self, command: Callable[[], bytes]) -> bytes:
+        """Call what sends the command; return its id."""
+        self.is_begun = True
+        self.said = "stopped in the middle of sending: a server may get the command or not; `refold log` shows it if so"
+        command_id = command()
+        self.said = "not waited for any longer: the command is written, and a server will take it; `refold log` shows when"
+        return command_id
+
+
+@contextmanager
+def interruptible(*, then: str = "") -> Iterator[Sending]:
+    """Say to whoever interrupts the block, or says no, how things stand with its command.
+
+    Parameters
+    ----------
+    then
+        What is left to do once the command was sent.
+    """
+    sending = Sending()
+    try:
+        yield sending
+    except (KeyboardInterrupt, click.Abort):
+        note(sending.said)
+        if sending.is_begun and then:
+            note(then)
+        raise
+
+
+@contextmanager
+def asking_for_a_key() -> Iterator[None]:
+    """Say to whoever interrupts a client's request for a key what may have come of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("not waited for any longer: the new key may be enrolled all the same; the same command, given again, says so")
+        raise
 
 
 def order(federation: Federation, asked: Order, *, timeout_s: float | None) -> tuple[bytes, int | None]:
@@ -29,16 +78,9 @@ def order(federation: Federation, asked: Order, *, timeout_s: float | None) -> t
     federation.keyring.operator()
     require_order(asked)
     require_obeyable(federation, asked)
-    reader, command = LedgerReader(federation.bus, federation.topics.accepted), b""
-    try:
-        command = federation.command(asked)
+    with interruptible() as sending, closing(LedgerReader(federation.bus, federation.topics.accepted)) as reader:
+        command = sending.send(lambda: federation.command(asked))
         return command, None if timeout_s is None else _wait(federation, reader, command, timeout_s)
-    except KeyboardInterrupt:
-        if command:
-            note("not waited for any longer: the command is written, and a server will take it")
-        raise
-    finally:
-        reader.close()
 
 
 def require_order(asked: Order) -> None:

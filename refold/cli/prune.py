@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import click
 
 from refold.bus.ledger import LedgerReader
 from refold.cli.options import Common, common
+from refold.cli.ordering import interruptible
 from refold.cli.output import note, say, say_json
 from refold.federation import Federation
 from refold.refs import resolve_round
@@ -30,14 +32,11 @@ def prune(common: Common, keep_rounds: int | None, before: str | None, timeout: 
     """
     if keep_rounds is None and before is None:
         raise UsageError("give --keep-rounds or --before")
-    with common.federation() as federation:
+    with common.federation() as federation, interruptible() as sending:
         round_ = _round(federation, before) if before is not None else None
-        reader = LedgerReader(federation.bus, federation.topics.accepted)
-        try:
-            command = federation.prune(keep_rounds=keep_rounds, before_round=round_)
+        with closing(LedgerReader(federation.bus, federation.topics.accepted)) as reader:
+            command = sending.send(lambda: federation.prune(keep_rounds=keep_rounds, before_round=round_))
             changed, pruned = _wait(federation, reader, command, round_, timeout)
-        finally:
-            reader.close()
     if common.json:
         told = {"keep_rounds": changed.keep_rounds, "before_round": changed.before_round}
         say_json({**told, "pruned_before": pruned.before_round if pruned else None})

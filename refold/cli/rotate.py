@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from refold.cli.options import Common, common
+from refold.cli.ordering import asking_for_a_key
 from refold.cli.output import note, say, say_json
 
 
@@ -20,7 +21,7 @@ def rotate(common: Common, name: str, key: str, new_key: str, timeout: float) ->
     What the outbox holds is sent first and stays valid; what the old key signs from then on is refused. After an interruption
     give the same command again.
     """
-    with common.federation() as federation:
+    with common.federation() as federation, asking_for_a_key():
         made = federation.rotate(name, key, new_key, timeout_s=timeout)
     if common.json:
         say_json({"client": name, "public_key": made.public.hex(), "key_id": made.key_id.hex()})

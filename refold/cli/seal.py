@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import Any
 
 import click
 
 from refold.bus.ledger import LedgerReader
 from refold.cli.options import Common, common, patient
+from refold.cli.ordering import interruptible
 from refold.cli.output import note, say, say_json
 from refold.federation import Federation
 from refold.schemas.errors import NotFoundError, TryAgainError
@@ -28,13 +30,9 @@ def seal(common: Common, name: str, timeout_s: float | None) -> None:
     The private half lies in the key folder, under sealing/. Every machine that serves needs a copy of it. A client that has a
     key may get a new one; what was sealed to the old one still opens.
     """
-    with common.federation() as federation:
-        reader = LedgerReader(federation.bus, federation.topics.rounds)
-        try:
-            command = federation.seal(name)
-            event = None if timeout_s is None else _wait(federation, reader, command, timeout_s)
-        finally:
-            reader.close()
+    with common.federation() as federation, interruptible() as sending, closing(_reader(federation)) as reader:
+        command = sending.send(lambda: federation.seal(name))
+        event = None if timeout_s is None else _wait(federation, reader, command, timeout_s)
     if common.json:
         key = sealing_key_id(event.public_key).hex() if event is not None else None
         say_json({"client": name, "command": command.hex(), "key_id": key})
@@ -55,13 +53,18 @@ def erase(common: Common, name: str, reason: str, yes: bool, timeout: float) -> 
     What it sent before it had a key, and copies of the key folder elsewhere, are not touched: run this on every machine that
     serves. The model keeps what it learned.
     """
-    with common.federation() as federation:
+    then = "servers destroy their own copies; give the same command again to destroy those here"
+    with common.federation() as federation, interruptible(then=then) as sending:
         good, void = _keys(federation, name)
         if not good and not void:
             raise NotFoundError("this client has no sealing key", client=name, hint="`refold log` shows who was given one")
         if good and not yes:
             click.confirm(f"destroy {len(good)} keys of {name}? what it sent cannot be read again", abort=True, err=True)
-        erased = void if not good else (*void, *_erase(federation, name, reason, timeout))
+        erased = void
+        if good:
+            with closing(_reader(federation)) as reader:
+                command = sending.send(lambda: federation.erase(name, reason))
+                erased = (*void, *_wait(federation, reader, command, timeout).key_ids)
         destroyed = federation.keyring.sealing.destroy(name, erased)
     if common.json:
         say_json({"client": name, "erased": [key.hex() for key in erased], "destroyed_here": destroyed})
@@ -82,13 +85,8 @@ def _keys(federation: Federation, name: str) -> tuple[tuple[bytes, ...], tuple[b
     return tuple(key for key in good if key not in void), tuple(void)
 
 
-def _erase(federation: Federation, name: str, reason: str, timeout_s: float) -> tuple[bytes, ...]:
-    reader = LedgerReader(federation.bus, federation.topics.rounds)
-    try:
-        event: ClientErased = _wait(federation, reader, federation.erase(name, reason), timeout_s)
-    finally:
-        reader.close()
-    return event.key_ids
+def _reader(federation: Federation) -> LedgerReader:
+    return LedgerReader(federation.bus, federation.topics.rounds)
 
 
 def _wait(federation: Federation, reader: LedgerReader, command: bytes, timeout_s: float) -> Any:

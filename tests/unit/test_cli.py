@@ -1,6 +1,7 @@
 """The command line as its users meet it: what it prints, where, and with which exit code."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -273,6 +274,76 @@ def test_an_interrupted_enroll_says_that_its_command_will_be_taken(
     monkeypatch.setattr("refold.federation.Federation.command", interrupted)
     said = in_folder("enroll", "c8", "--new-key", "c8.pem")
     assert (said.code, "written" in said.err) == (130, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "waits", "sends", "then"),
+    [
+        (["seal", "c0"], "refold.cli.seal._wait", "seal", ""),
+        (["erase", "c0", "--yes"], "refold.cli.seal._wait", "erase", "give the same command again"),
+        (["prune", "--keep-rounds", "2"], "refold.cli.prune._wait", "prune", ""),
+    ],
+)
+def test_who_interrupts_a_command_is_told_whether_it_was_sent_and_how_to_look(
+    in_folder: Shell,
+    federation: Federation,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    waits: str,
+    sends: str,
+    then: str,
+) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refold.cli.seal._keys", lambda *_: ((bytes(8),), ()))
+    monkeypatch.setattr(waits, interrupted)
+    commands = Place(federation.topics.commands, 0)
+    before = federation.bus.end_offset(commands)
+    said = in_folder(*words)
+    assert (said.code, said.out, federation.bus.end_offset(commands)) == (130, "", before + 1)
+    assert "the command is written, and a server will take it; `refold log` shows when" in said.err
+    assert then in said.err
+    monkeypatch.setattr(f"refold.federation.Federation.{sends}", interrupted)
+    said = in_folder(*words)
+    assert (said.code, "a server may get the command or not" in said.err) == (130, True)
+
+
+def test_who_interrupts_a_command_before_it_is_sent_is_told_that_nothing_was(
+    in_folder: Shell, federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refold.cli.seal._keys", lambda *_: ((bytes(8),), ()))
+    commands = Place(federation.topics.commands, 0)
+    before = federation.bus.end_offset(commands)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    said = in_folder("erase", "c0")
+    assert (said.code, said.err.endswith("nothing was sent\n")) == (130, True)
+    monkeypatch.setattr("refold.cli.prune._round", interrupted)
+    said = in_folder("prune", "--before", "r2")
+    assert (said.code, said.out, said.err.strip()) == (130, "", "nothing was sent")
+    assert federation.bus.end_offset(commands) == before
+
+
+def test_who_interrupts_a_request_for_a_key_is_told_to_give_the_command_again(
+    in_folder: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    token = in_folder("enroll", "c9", "--token", "--no-wait").out.strip()
+    monkeypatch.setattr("refold.producers.enrolment._await_notice", interrupted)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    for words in (
+        ["enroll", "--redeem", token, "--new-key", "c9.pem"],
+        ["rotate", "c0", "--key", "c0.pem", "--new-key", "new.pem"],
+        ["client", "c9", "--token", token, "--key", "c9.pem", "--train", "math:sqrt"],
+    ):
+        said = in_folder(*words)
+        assert (said.code, said.out) == (130, "")
+        assert "the new key may be enrolled all the same; the same command, given again, says so" in said.err
 
 
 def test_enroll_never_overwrites_a_key(in_folder: Shell, folder: Path) -> None:
