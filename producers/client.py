@@ -125,6 +125,7 @@ class Client:
         self._sequence = 0
         self._state: ModelState | None = None
         self._plan_seen = (-1, 0.0)
+        self._obstacles_told: set[str] = set()
 
     def __enter__(self) -> Self:
         self._place.take()
@@ -206,6 +207,7 @@ class Client:
                 continue
             obstacle = self._obstacle() if asked == TRAIN else ""
             if obstacle:
+                self._tell_obstacle(task, obstacle)
                 self._decline(task, obstacle)
                 continue
             self._doing("evaluating" if asked == EVALUATE else "training")
@@ -217,6 +219,13 @@ class Client:
         if self.privacy is not None and not self.privacy.has_room():
             return "the privacy budget is spent"
         return self._sealer.obstacle
+
+    def _tell_obstacle(self, task: Task, obstacle: str) -> None:
+        """Say why tasks are left that nobody here is shown; once, for there may be thousands."""
+        if obstacle not in self._obstacles_told:
+            self._obstacles_told.add(obstacle)
+            told = "%s declines round %d, and each after it for as long as this holds: %s"
+            log.warning(told, self.name, task.round, obstacle)
 
     def _decline(self, task: Task, why: str) -> None:
         """Say that a task was left; where there is no room to say so, it is asked again later."""

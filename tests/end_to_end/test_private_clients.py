@@ -80,7 +80,9 @@ def test_what_a_private_client_sends_is_its_noise_and_hardly_its_change(tmp_path
     assert spent == pytest.approx(dict.fromkeys(NAMES, epsilon_of([(MULTIPLIER, 3)], 1e-5)))
 
 
-def test_a_client_whose_budget_is_spent_declines_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_client_whose_budget_is_spent_declines_says_so_once_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     free = refold.Privacy(CLIP, MULTIPLIER)
     tight = refold.Privacy(CLIP, MULTIPLIER, epsilon=epsilon_of([(MULTIPLIER, 2)], 1e-5) + 1e-6)
     with made(tmp_path, rounds=4) as federation:
@@ -90,4 +92,6 @@ def test_a_client_whose_budget_is_spent_declines_and_the_others_go_on(tmp_path: 
     assert (found["dan", "accepted"], found["dan", "declined"]) == (2, 2)
     assert all(found[name, "accepted"] == 4 for name in NAMES[:3])
     assert why == "the privacy budget is spent"
+    told = [record.getMessage() for record in caplog.records if record.name == "refold.client" and why in record.getMessage()]
+    assert told == ["dan declines round 3, and each after it for as long as this holds: the privacy budget is spent"]
     assert spent["dan"] <= (tight.epsilon or 0)
