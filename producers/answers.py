@@ -64,6 +64,11 @@ class Answers:
         """Whether an answer was refused for its session or number since this was last set to False."""
 
     @property
+    def is_kept_out(self) -> bool:
+        """Whether the log says that nothing of this client is taken."""
+        return bool(self._kept_out)
+
+    @property
     def is_waiting(self) -> bool:
         """Whether the bus has not taken an answer yet."""
         return bool(self._resend_at_s)

@@ -14,14 +14,15 @@ from refold.bus.clock import Clock, SystemClock
 from refold.bus.closing import close_all
 from refold.bus.contract import Bus
 from refold.bus.topics import Topics
-from refold.producers.answers import Answers
+from refold.producers.answers import UNHEARD, Answers
 from refold.producers.coding import Coded, code
 from refold.producers.heartbeat import HeartbeatThread
 from refold.producers.held_digest import Held, difference
 from refold.producers.held_state import HeldState
 from refold.producers.history import History
-from refold.producers.opening import say_how_clients_are_known, wait_until_open
+from refold.producers.opening import say_how_clients_are_known, wait_until_enrolled, wait_until_open
 from refold.producers.outbox import Outbox
+from refold.producers.own_key import OwnKey
 from refold.producers.own_tensors import OwnTensors
 from refold.producers.place import ClientPlace
 from refold.producers.privacy import Privacy, PrivateUpdates
@@ -37,6 +38,7 @@ from refold.schemas.canonical import Scalar
 from refold.schemas.errors import BusError, IntegrityError, NotFoundError, StorageFullError, TryAgainError, UsageError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.held import TrainingHeld
+from refold.schemas.identity import ClientNotice
 from refold.schemas.keys import SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
@@ -107,6 +109,7 @@ class Client:
         self._held = HeldState(outbox.folder, topics.federation, name)
         self.own = OwnTensors(outbox.folder, topics.federation, name)
         self._place = ClientPlace(outbox.folder, topics.federation, name)
+        self._own_key = OwnKey(name, self._key.key_id)
         self._sealer = Sealer(topics.federation, name, required=sealed)
         self._history = History(
             bus,
@@ -114,7 +117,7 @@ class Client:
             on_receipt=self._take_receipt,
             on_round=lambda committed: self._answers.take_round(committed),
             on_key=self._sealer.take,
-            on_notice=lambda notice: self._answers.take_notice(notice),
+            on_notice=self._take_notice,
             guard=self.witness.take,
             slots=False,
         )
@@ -150,6 +153,8 @@ class Client:
             poll_s=POLL_S,
         )
         say_how_clients_are_known(lineage, self._topics.federation, has_key=not self._is_keyless)
+        if self._is_identified:
+            wait_until_enrolled(self._history, self._own_key, clock=self._clock, timeout_s=self._open_timeout_s, poll_s=POLL_S)
         self._answers.settle(lineage)
         self._answers.sweep(lineage)
         # 2. The outbox.
@@ -184,11 +189,18 @@ class Client:
 
         A task that was not answered when the next one is asked for counts as declined. A client whose update of a round was
         refused, or that was not selected, is asked once more where the round is still open after its deadline.
+
+        Raises
+        ------
+        ConfigurationError
+            The client's key was revoked, or what it signed was refused and the log does not know it.
         """
         plan = self._history.lineage.plan
         if not plan.fits(dict(self._properties)):
             log.warning("%s is asked for nothing: the plan wants %s", self.name, " and ".join(map(str, plan.where)))
         while True:
+            if self._is_identified:
+                self._own_key.require()
             lineage = self._history.lineage
             if lineage.ended is not None:
                 self._answers.finish(lineage)
@@ -417,6 +429,8 @@ class Client:
         """Take in what comes in `rounds`, waiting at most so long, and send again what still waits."""
         self._history.rounds.poll(timeout_s)
         for receipt in self._answers.unheard(self._history.lineage):
+            if not self._answers.is_kept_out:
+                self._own_key.is_passed_over()
             self._take_receipt(receipt)
         self._answers.resend()
 
@@ -462,7 +476,18 @@ class Client:
             # Where it refuses at once, nothing else keeps this from asking again at once.
             self._closing.wait(POLL_S)
 
+    @property
+    def _is_identified(self) -> bool:
+        opened = self._history.lineage.opened
+        return opened is not None and opened.identity.required
+
+    def _take_notice(self, notice: ClientNotice) -> None:
+        self._own_key.take(notice)
+        self._answers.take_notice(notice)
+
     def _take_receipt(self, receipt: ReceiptEvent) -> None:
+        if receipt.outcome != UNHEARD:
+            self._own_key.take_receipt(receipt)
         self._answers.take_receipt(receipt, self._history.lineage)
         if receipt.client == self.name:
             self.on_outcome(receipt.digest, receipt.outcome)

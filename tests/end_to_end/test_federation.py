@@ -28,8 +28,17 @@ from refold.producers.task import Task
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Command, EnrolClient, Quarantined
 from refold.schemas.codec import encode_floats, encode_integers
-from refold.schemas.errors import BusError, InvalidRecord, NotFoundError, PlaceTakenError, UsageError
+from refold.schemas.errors import (
+    BusError,
+    ConfigurationError,
+    InvalidRecord,
+    NotFoundError,
+    PlaceTakenError,
+    TryAgainError,
+    UsageError,
+)
 from refold.schemas.events import Receipts, RoundClosed, Unattributed, UpdateAccepted, UpdateRejected
+from refold.schemas.identity import ClientNotices
 from refold.schemas.keys import COMMAND_TAG, UPDATE_TAG, SigningKey
 from refold.schemas.layout import Layout
 from refold.schemas.payload import describe
@@ -224,13 +233,47 @@ def test_a_receipt_that_says_accepted_is_for_what_is_in_the_log(make: Make) -> N
 def test_a_client_that_nobody_enrolled_gets_no_receipt_and_is_told_what_to_look_at(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = make(names=("ann",))
+    world = make(names=(), minimum=1)
     SigningKey.generate().save(world.folder / "stranger.pem")
     with world.federation.serve(), world.client("stranger") as client:
-        receipt = next(client.tasks()).submit(moved(WEIGHTS, np.random.default_rng(0)), num_examples=3)
+        tasks = client.tasks()
+        receipt = next(tasks).submit(moved(WEIGHTS, np.random.default_rng(0)), num_examples=3)
         eventually(lambda: world.verdicts() == [("", 0, "not-enrolled")])
         assert receipt.wait(20.0) == "unheard"
+        with pytest.raises(ConfigurationError, match="key is not enrolled, and what it signed was refused"):
+            next(tasks)
     assert "is it enrolled with this key" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["ann", "stranger"])
+def test_a_client_with_a_key_that_is_not_enrolled_is_told_before_it_trains(
+    make: Make, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    world = make(names=("ann",))
+    wrong = SigningKey.generate()
+    with world.federation.serve():
+        eventually(lambda: any(isinstance(event, ClientNotices) for event in world.events("rounds")))
+        client = world.federation.client(name, key=wrong, outbox=world.folder / "wrong", open_timeout_s=0.2)
+        with pytest.raises(TryAgainError, match=f"key is not enrolled .*{wrong.key_id.hex()}"), client:
+            pass
+        client.close()
+        assert "waiting for that: this client's key is not enrolled" in caplog.text
+        world.federation.enroll(name, wrong.public)
+        with world.federation.client(name, key=wrong, outbox=world.folder / "wrong", open_timeout_s=20.0) as client:
+            assert next(client.tasks()).round == 1
+
+
+def test_a_client_whose_key_is_revoked_stops_and_does_not_start_again(make: Make) -> None:
+    world = make(names=("ann",))
+    with world.federation.serve():
+        with world.client("ann") as client:
+            tasks = client.tasks()
+            next(tasks).decline("not now")
+            world.federation.revoke("ann")
+            with pytest.raises(ConfigurationError, match="key was revoked"):
+                next(tasks)
+        with pytest.raises(ConfigurationError, match="key was revoked"), world.client("ann"):
+            pass
 
 
 # What the client itself refuses, in words.

@@ -346,6 +346,16 @@ def test_who_interrupts_a_request_for_a_key_is_told_to_give_the_command_again(
         assert "the new key may be enrolled all the same; the same command, given again, says so" in said.err
 
 
+def test_a_client_with_another_key_than_its_own_is_told_so_and_ends(
+    in_folder: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    key = SigningKey.load_or_create(folder / "wrong.pem").key_id.hex()
+    said = in_folder("client", "c0", "--key", "wrong.pem", "--train", "math:sqrt", "--open-timeout", "0.1")
+    assert (said.code, said.out) == (75, "")
+    assert f"this client's key is not enrolled (client c0, key_id {key}): give the key that is" in said.err
+
+
 def test_enroll_never_overwrites_a_key(in_folder: Shell, folder: Path) -> None:
     before = (folder / "c0.pem").read_bytes()
     assert in_folder("enroll", "c0", "--new-key", "c0.pem", "--no-wait").code == 2

@@ -386,14 +386,16 @@ def test_a_token_is_one_word_that_knows_whether_it_is_whole() -> None:
 
 
 def test_an_update_that_nobody_is_held_to_leaves_its_clients_outbox(federation: Federation, tmp_path: Path) -> None:
-    SigningKey.generate().save(tmp_path / "eve.pem")
+    federation.enroll("eve", SigningKey.load_or_create(tmp_path / "eve.pem").public)
     with Serving(federation), federation.client("eve", key=tmp_path / "eve.pem") as client:
         task = next(client.tasks())
+        federation.revoke("eve")
+        eventually(lambda: bool(events(federation, ClientRevoked)))
         state = task.numpy()
         state["w"] += 1
         assert task.submit(state, num_examples=1).wait(20.0) == "unheard"
     assert not list((tmp_path / "eve.outbox").glob("*.update"))
-    assert refusals(federation) == ["not-enrolled"]
+    assert refusals(federation) == ["revoked-key"]
     assert not events(federation, Receipts, topic="rounds")
 
 
