@@ -15,6 +15,16 @@ SMALL_BYTES = 1 << 20
 """More than any key, secret or ``refold.toml`` takes."""
 
 
+@contextmanager
+def named(target: Path) -> Iterator[None]:
+    """Let what the system refuses name the file that was asked for, and not the scratch file beside it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(target), None
+        raise
+
+
 def create_file(path: str | Path, data: bytes) -> None:
     """Write a new file that its owner alone may read.
 
@@ -29,17 +39,18 @@ def create_file(path: str | Path, data: bytes) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}.new")
-    try:
-        # 1. Beside its name.
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # 2. Its name.
-        os.link(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with named(target):
+        try:
+            # 1. Beside its name.
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            # 2. Its name.
+            os.link(scratch, target)
+        finally:
+            scratch.unlink(missing_ok=True)
     # 3. The name durable.
     sync_folder(target.parent)
 
@@ -57,24 +68,23 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
         It cannot be written; it names `path`, and nothing is left beside it.
     """
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        # 1. Beside its name.
-        with scratch.open("wb") as file:
-            mark_written(file)
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-            # 2. Its name, before another process may take the file for a leftover.
-            scratch.replace(path)
+    with named(path):
+        try:
+            # 1. Beside its name.
+            with scratch.open("wb") as file:
+                mark_written(file)
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+                # 2. Its name, before another process may take the file for a leftover.
+                scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
         # 3. The name durable.
         if durable:
             sync_folder(path.parent)
-    except BaseException as error:
-        scratch.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(scratch):
-            error.filename, error.filename2 = str(path), None
-        raise
 
 
 def sync_folder(path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from refold.schemas.errors import UsageError
+from refold.schemas.files import replacing
 
 
 def require_target(path: Path) -> None:
@@ -37,11 +37,5 @@ def write_text(output: str | None, text: str) -> None:
         return
     path = Path(output)
     require_target(path)
-    scratch = path.with_name(f"{path.name}.tmp")
-    # 1. Beside the target.
-    with scratch.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    # 2. Its name.
-    scratch.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -14,6 +14,7 @@ from refold.cli.output import facts, note, progress_bar, say, say_json
 from refold.producers.history import History
 from refold.refs import resolve_round
 from refold.schemas.errors import NotFoundError, UsageError
+from refold.schemas.files import replacing
 from refold.state.model_state import ModelState
 
 
@@ -66,14 +67,8 @@ def _write(state: ModelState, path: Path) -> None:
     if path.suffix == ".safetensors":
         state.safetensors(path)
         return
-    scratch = path.with_name(f"{path.name}.tmp")
-    # 1. Beside the target.
-    with scratch.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **state.numpy())  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    # 2. Its name.
-    scratch.replace(path)
 
 
 def _tell(state: ModelState, recorded: bytes | None, *, verified: bool, as_json: bool) -> None:

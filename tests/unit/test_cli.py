@@ -615,8 +615,9 @@ def test_where_no_file_can_be_written_is_said_before_anything_is(
     ("words", "opener"),
     [
         (["rebuild", "-o", "x.npz"], "pathlib.Path.open"),
+        (["rebuild", "-o", "x.safetensors"], "pathlib.Path.open"),
         (["checkpoint", "-o", "x"], "pathlib.Path.open"),
-        (["enroll", "c9", "--new-key", "c9.pem"], "refold.schemas.keys.create_file"),
+        (["enroll", "c9", "--new-key", "c9.pem"], "os.link"),
     ],
 )
 @pytest.mark.parametrize(
@@ -629,7 +630,7 @@ def test_what_the_system_refuses_is_no_negative_answer_and_has_a_remedy(
     whole = Path.open
 
     def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
-        if opener.endswith("Path.open") and "w" not in "".join(args[:1]):
+        if opener == "pathlib.Path.open" and "w" not in "".join(args[:1]):
             return whole(path, *args, **kwargs)
         raise OSError(number, os.strerror(number), str(path))
 
@@ -638,6 +639,7 @@ def test_what_the_system_refuses_is_no_negative_answer_and_has_a_remedy(
     assert (said.code, said.out) == (code, "")
     assert told in said.err
     assert said.err.count("\n") == 1
+    assert f"(path {words[-1]})" in said.err  # What was asked for, not the scratch file beside it.
 
 
 # verify, snapshots, quarantine, tail.
