@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from refold.bus._sqlite_read_only import COPY, is_read_only, opening
 from refold.bus._sqlite_schema import strangeness
 from refold.schemas.errors import BusError, ConfigurationError, IntegrityError, RefoldError, StorageFullError, TryAgainError
 
@@ -128,7 +129,7 @@ def is_prepared(path: Path) -> bool:
     if strange:
         hint = "somebody changed the file; do not use it, or copy its tables into a new one"
         raise ConfigurationError(f"the bus file holds what no Refold wrote: {strange}", path=path, hint=hint)
-    return bool(application_id == APPLICATION_ID and journal == "wal")
+    return bool(application_id == APPLICATION_ID and (journal == "wal" or is_read_only(path)))
 
 
 def prepare(path: Path) -> None:
@@ -155,7 +156,7 @@ def prepare(path: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     # Each connection is used by one thread at a time, but not always by the one that opened it.
-    uri = f"file:{quote(str(path))}?mode=rwc"
+    uri = f"file:{quote(str(path))}?{opening(path) if is_read_only(path) else 'mode=rwc'}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_ROW_BYTES)
     # The file may be somebody else's: nothing in its schema may call a function, and no cell may reach out of its page.
@@ -193,7 +194,7 @@ def as_ours(error: sqlite3.Error, path: Path, doing: str) -> RefoldError:
         case "CORRUPT":
             return _damaged(path, error)
         case "READONLY" | "CANTOPEN" | "PERM" | "AUTH":
-            hint = "the file and its folder must be writable; copy a bus from a read-only medium first"
+            hint = f"the file and its folder must be writable; where they are not, {COPY}"
             return ConfigurationError(f"cannot {doing} the bus file: {error}", path=path, hint=hint)
     return BusError(f"cannot {doing} the bus file: {error} ({name})", path=path, hint="see the system's log for disk errors")
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refold.bus._process import Process, boot, this_process
+from refold.bus._sqlite_read_only import COPY
 from refold.schemas.errors import BusError, ConfigurationError, StorageFullError, TryAgainError
 
 LEASE_S = 10.0
@@ -185,5 +186,5 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        hint = "the bus needs a folder that it may write to (it keeps a lock and a write-ahead log beside its file)"
+        hint = f"a lock and a write-ahead log lie beside the bus file; where its folder cannot be written, {COPY}"
         raise ConfigurationError(f"cannot open the lock file: {error.strerror}", path=path, hint=hint) from error

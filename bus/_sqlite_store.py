@@ -18,6 +18,7 @@ from refold.bus._process import Process, boot, this_process
 from refold.bus._sqlite_cleaner import clean
 from refold.bus._sqlite_file import as_ours, connect, translated
 from refold.bus._sqlite_lock import WriteLock
+from refold.bus._sqlite_read_only import NoLock
 from refold.bus._sqlite_records import DAMAGED
 from refold.bus._sqlite_watch import Watch
 from refold.bus._store import Draft, Fetched, OutcomeUnknown, check_place, no_topic
@@ -37,7 +38,7 @@ class Shared:
     """What all connections of one bus object share."""
 
     path: Path
-    lock: WriteLock
+    lock: WriteLock | NoLock
     clock: Callable[[], float]
     wall: Callable[[], float]
     delete_retention_s: float

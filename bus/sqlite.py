@@ -1,7 +1,8 @@
 """The embedded bus: one SQLite file, used by any number of processes on one machine at once.
 
 Beside FILE lie FILE-lock (the writers' queue) and, while someone has it open, FILE-wal and FILE-shm. Put it on a local disk:
-network file systems neither lock nor share memory. `_sqlite_file` has the tables, `_sqlite_store` the transactions.
+network file systems neither lock nor share memory. Where nothing can be written, a bus can be read (`_sqlite_read_only`).
+`_sqlite_file` has the tables, `_sqlite_store` the transactions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from refold.bus._producer import QueueProducer
 from refold.bus._sqlite_examination import examine_file, remedy
 from refold.bus._sqlite_file import is_prepared, prepare
 from refold.bus._sqlite_lock import LEASE_S, WriteLock
+from refold.bus._sqlite_read_only import NoLock, is_read_only
 from refold.bus._sqlite_store import CLEAN_EVERY_S, CLEAN_RECORDS, Shared, SqliteStore
 from refold.bus._sqlite_watch import Watch
 from refold.bus._store import check_deletable, check_specs
@@ -66,7 +68,9 @@ class SqliteBus:
         self._path = Path(path).absolute()
         self._url = sqlite_url(self._path, federation)
         _check_path(self._path, create)
-        lock = WriteLock(self._path.with_name(self._path.name + "-lock"), lease_s=lease_s)
+        lock: WriteLock | NoLock = NoLock(self._path)
+        if not is_read_only(self._path):
+            lock = WriteLock(self._path.with_name(self._path.name + "-lock"), lease_s=lease_s)
         if not self._path.exists() or not is_prepared(self._path):
             with lock.hold():
                 prepare(self._path)

@@ -655,6 +655,42 @@ def test_verify_of_a_sound_federation(in_folder: Shell) -> None:
     assert "logs alone" in in_folder("verify", "--quick").out
 
 
+def test_a_federation_on_a_read_only_medium_is_read_by_every_verb_that_only_reads(
+    in_folder: Shell, folder: Path, tmp_path: Path
+) -> None:
+    medium = tmp_path / "medium"
+    medium.mkdir()
+    if subprocess.run(["mount", "--bind", folder, medium], capture_output=True).returncode:
+        pytest.skip("mounting a folder read-only needs root")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", medium], check=True)
+        bus = f"sqlite:{medium}/fed.db"
+        for words in (
+            ["verify"],
+            ["rebuild", "HEAD~1", "-o", "x.npz"],
+            ["log"],
+            ["show", "c0"],
+            ["diff", "r1", "r2"],
+            ["snapshots"],
+            ["quarantine", "list"],
+            ["tail", "accepted", "--from-start", "--until-end"],
+            ["health"],
+            ["doctor"],
+            ["export", "copy.db"],
+            ["serve", "--status"],
+            ["checkpoint"],
+        ):
+            said = in_folder(*words, "--bus", bus)
+            assert said.code == in_folder(*words).code, (words, said)
+            assert "refold: " not in said.err
+        for words in (["enroll", "c9", "--token"], ["serve"]):
+            said = in_folder(*words, "--bus", bus)
+            assert (said.code, said.out) == (78, ""), (words, said)
+            assert "can only be read here" in said.err
+    finally:
+        subprocess.run(["umount", "-l", medium], check=True)
+
+
 def _tamper(folder: Path, topic: str) -> None:
     """Flip one bit in the last record of a topic."""
     with sqlite3.connect(folder / "fed.db") as connection:

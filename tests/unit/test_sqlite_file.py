@@ -221,6 +221,73 @@ def test_a_read_only_file_system_is_named(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.fixture
+def read_only(tmp_path):
+    """Return what shows a folder once more, where nothing in it can be written."""
+    mount, shown = shutil.which("mount"), tmp_path / "read-only"
+    shown.mkdir()
+
+    def show(folder: Path) -> Path:
+        if mount is None or subprocess.run([mount, "--bind", folder, shown], capture_output=True).returncode:
+            pytest.skip("mounting a folder read-only needs root")
+        subprocess.run([mount, "-o", "remount,bind,ro", shown], check=True)
+        return shown
+
+    yield show
+    if os.path.ismount(shown):
+        subprocess.run(["umount", "-l", shown], check=True)
+
+
+def read_all(bus: SqliteBus) -> list[bytes | None]:
+    consumer = bus.consumer()
+    consumer.assign([PLACE])
+    consumer.seek(PLACE, 0)
+    values = [record.value for record in consumer.poll(0.0)]
+    consumer.close()
+    return values
+
+
+def test_a_bus_on_a_read_only_medium_is_read_and_says_why_it_is_not_written(tmp_path, read_only):
+    (tmp_path / "bus").mkdir()
+    with bus_in(tmp_path / "bus") as bus, bus.producer() as producer:
+        producer.send(TOPIC.name, b"told")
+        producer.flush()
+    (tmp_path / "bus" / "bus.db-lock").unlink()
+    folder = read_only(tmp_path / "bus")
+    with SqliteBus(folder / "bus.db", create=False) as bus:
+        bus.create_topics([TOPIC])
+        assert read_all(bus) == [b"told"]
+        assert bus.end_offset(PLACE) == 1
+        with pytest.raises(ConfigurationError, match=r"can only be read here .*: to change it, copy it"):
+            bus.producer().send(TOPIC.name, b"more").result()
+    assert [path.name for path in folder.iterdir()] == ["bus.db"]
+
+
+def test_what_is_written_elsewhere_shows_where_a_bus_can_only_be_read(tmp_path, read_only):
+    (tmp_path / "bus").mkdir()
+    with bus_in(tmp_path / "bus") as bus, bus.producer() as producer:
+        folder = read_only(tmp_path / "bus")
+        with SqliteBus(folder / "bus.db", create=False) as reading:
+            assert read_all(reading) == []
+            producer.send(TOPIC.name, b"told")
+            producer.flush()
+            assert read_all(reading) == [b"told"]
+
+
+def test_a_log_that_only_a_writer_could_take_in_is_to_be_copied_from_a_read_only_medium(tmp_path, read_only):
+    (tmp_path / "bus").mkdir()
+    with bus_in(tmp_path / "bus") as bus, bus.producer() as producer:
+        producer.send(TOPIC.name, b"in the log")
+        producer.flush()
+        shutil.copytree(tmp_path / "bus", tmp_path / "left", ignore=shutil.ignore_patterns("*-shm"))
+    folder = read_only(tmp_path / "left")
+    with pytest.raises(ConfigurationError, match="copy it, with its -wal file"):
+        SqliteBus(folder / "bus.db", create=False)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    with SqliteBus(copy / "bus.db", create=False) as bus:
+        assert read_all(bus) == [b"in the log"]
+
+
 def test_a_commit_that_fails_otherwise_is_never_repeated(tmp_path, monkeypatch):
     with bus_in(tmp_path) as bus:
         producer = bus.producer()
