@@ -33,12 +33,16 @@ class _Process:
 
 
 class Processes:
-    """Named Python programs, each with its stderr in a file of `folder`. Use as a context manager: on exit none is left."""
+    """Named Python programs, each with its stderr in a file of `folder`. Use as a context manager: on exit none is left.
+
+    They end by themselves where this process is killed before its exit; see `refold.demo.leash`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self._all: dict[str, _Process] = {}
+        self._leash, self._hand = -1, -1
 
     def start(self, name: str, module: str, *arguments: str, ready: int | None = None) -> None:
         """Start ``python -m MODULE ARGUMENTS``.
@@ -48,7 +52,7 @@ class Processes:
         ready
             A file descriptor that the process is given open, and closes once it is ready to work (see `say_ready`).
         """
-        command = [sys.executable, "-m", module, *arguments]
+        command = [sys.executable, "-m", "refold.demo.leash", module, *arguments]
         self._all[name] = _Process(command, self._spawn(name, command, ready))
 
     def _spawn(self, name: str, command: list[str], ready: int | None = None) -> subprocess.Popen[bytes]:
@@ -56,7 +60,7 @@ class Processes:
         with (self._folder / f"{name}.txt").open("ab") as stderr:
             return subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=self._leash,
                 stdout=stderr,
                 stderr=stderr,
                 env=os.environ | ONE_THREAD | told,
@@ -101,6 +105,7 @@ class Processes:
             process.wait()
 
     def __enter__(self) -> Self:
+        self._leash, self._hand = os.pipe()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -109,6 +114,8 @@ class Processes:
                 process.running.kill()
         for process in self._all.values():
             process.running.wait()
+        os.close(self._hand)
+        os.close(self._leash)
 
 
 def _last_line(path: Path) -> str:

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from refold.demo import data
@@ -14,6 +16,7 @@ from refold.demo.findings import count_updates, findings
 from refold.demo.network import accuracy, initial_weights, train
 from refold.demo.show import MARK, prepare
 from refold.schemas.errors import UsageError
+from refold.testing import eventually
 
 
 @pytest.mark.parametrize("clients", range(3, 14))
@@ -132,3 +135,24 @@ def test_a_client_loads_neither_scikit_learn_nor_matplotlib_nor_rich() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_process_of_a_run_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from refold.demo.processes import Processes\n"
+        "with Processes(Path(sys.argv[1])) as processes:\n"
+        "    processes.start('one', 'http.server', '--bind', '127.0.0.1', '0')\n"
+        "    print(processes._all['one'].running.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    try:
+        eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, timeout_s=20.0, what="its end")
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
