@@ -39,7 +39,7 @@ KINDS = MappingProxyType(
             DATA,
             WARNING,
             "sends updates that are refused for what they hold",
-            "`refold quarantine` shows why; look at its data and code, and ban it if it does harm",
+            "`refold quarantine list` shows why; look at its data and code, and ban it if it does harm",
         ),
         MEMORY_SHORT: Kind(
             NODE,

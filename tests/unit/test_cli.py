@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from clikit import Shell
@@ -23,7 +24,7 @@ from refold.bus.contract import Place
 from refold.bus.ledger import read_all
 from refold.cli import snapshots
 from refold.cli.health import counted
-from refold.cli.verbs import VERBS
+from refold.cli.verbs import VERBS, cli
 from refold.consumers.monitoring.servers import SERVING
 from refold.federation import Federation
 from refold.schemas.events import UpdateAccepted, UpdateRejected
@@ -60,6 +61,31 @@ def test_every_verb_takes_bus_keys_and_json(refold_: Shell, verb: str) -> None:
     said = refold_(verb, "--help")
     assert said.code == 0
     assert all(option in said.out for option in ("--bus", "--keys", "--json"))
+
+
+def _commands_named(text: str) -> list[str]:
+    """Return the command lines that a text names in backticks or after a prompt, without the program's name."""
+    in_words = re.findall(r"(?<!`)`refold ([^`]+)`", text)
+    given = re.findall(r"^\w*\$ +refold (.*(?:\\\n.*)*)$", text, re.MULTILINE)
+    return [*in_words, *(line.split("  #")[0] for line in given)]
+
+
+def test_every_command_that_a_document_or_a_message_names_can_be_given() -> None:
+    root = Path(__file__).parents[2]
+    folders = ("docs", "docker", "examples", "schemas", "state", "bus", "producers", "consumers", "refold")
+    paths = [*root.glob("*.md"), *(path for name in folders for path in (root / name).rglob("*"))]
+    texts = [path.read_text() for path in paths if path.suffix in (".md", ".py", ".yml", ".yaml")]
+    named = {line for text in texts for line in _commands_named(text)} - {"VERB --help", "--help"}
+    assert len(named) > 100
+    for line in named:
+        words = re.sub(r"[\[\]\\]", " ", line).split()
+        command: click.Command | None = cli
+        while isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), words.pop(0)) if words else None
+        assert command is not None, f"`refold {line}` is no command"
+        options = {option for param in command.params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
+        for word in words:
+            assert not re.match("--?[a-z]", word) or word.split("=")[0] in options, f"`refold {line}` has no {word}"
 
 
 def test_help_loads_nothing_heavy() -> None:
