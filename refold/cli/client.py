@@ -16,7 +16,7 @@ from refold.cli.options import Common, common
 from refold.cli.ordering import asking_for_a_key
 from refold.cli.output import log_to_stderr, note, short
 from refold.federation import Federation
-from refold.producers.answers import DIVERGED
+from refold.producers.answers import DIVERGED, UNHEARD
 from refold.producers.client import Client
 from refold.producers.enrolment import read_token
 from refold.producers.privacy import Privacy
@@ -142,7 +142,9 @@ def _tell_outcome(waiting: dict[bytes, int], digest: bytes, outcome: str) -> Non
     round_ = waiting.pop(digest, None)
     if round_ is None:
         return
-    why = f"refused ({outcome}); at the server `refold show {short(digest)}` says why"
+    # What nobody is held to is counted, not kept by its digest: `refold show` would not find it.
+    look = "`refold log --type Unattributed`, or `refold show` of this client," if outcome == UNHEARD else None
+    why = f"refused ({outcome}); at the server {look or f'`refold show {short(digest)}`'} says why"
     note(f"round {round_}: {outcome if outcome == 'accepted' else why}")
 
 

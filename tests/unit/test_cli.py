@@ -23,6 +23,7 @@ from refold.bus import open_bus
 from refold.bus.contract import Place
 from refold.bus.ledger import read_all
 from refold.cli import snapshots
+from refold.cli.client import _tell_outcome
 from refold.cli.health import counted
 from refold.cli.verbs import VERBS, cli
 from refold.consumers.monitoring.servers import SERVING
@@ -380,6 +381,26 @@ def test_a_client_with_another_key_than_its_own_is_told_so_and_ends(
     said = in_folder("client", "c0", "--key", "wrong.pem", "--train", "math:sqrt", "--open-timeout", "0.1")
     assert (said.code, said.out) == (75, "")
     assert f"this client's key is not enrolled (client c0, key_id {key}): give the key that is" in said.err
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        ("accepted", "accepted\n"),
+        ("anomaly", f"refused (anomaly); at the server `refold show {'01' * 6}` says why\n"),
+        (
+            "unheard",
+            "refused (unheard); at the server `refold log --type Unattributed`, or `refold show` of this client, says why\n",
+        ),
+    ],
+)
+def test_a_client_names_the_command_that_says_why_an_update_was_refused(
+    capsys: pytest.CaptureFixture[str], outcome: str, told: str
+) -> None:
+    waiting = {bytes([1]) * 32: 3}
+    for _ in range(2):
+        _tell_outcome(waiting, bytes([1]) * 32, outcome)
+    assert capsys.readouterr().err == f"round 3: {told}"
 
 
 def test_enroll_never_overwrites_a_key(in_folder: Shell, folder: Path) -> None:
