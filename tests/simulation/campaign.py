@@ -45,6 +45,8 @@ MUST_HAPPEN = (
     "enrolled by a token",
     "pruned",
     "snapshot damaged",
+    "step damaged",
+    "step derived again",
     "sparse update accepted",
     "rolled back",
     "rolled back across a rollback",

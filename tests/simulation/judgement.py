@@ -10,6 +10,7 @@ import numpy as np
 from refold.bus.topics import is_chunk
 from refold.producers.history import History
 from refold.schemas.canonical import decode
+from refold.schemas.checks import Alert
 from refold.schemas.codec import decode_raw
 from refold.schemas.erasure import DeltasPruned
 from refold.schemas.errors import InvalidRecord
@@ -73,6 +74,8 @@ def _count(world: World, log: Log) -> None:
     )
     backs = [event for event in events_of(log.accepted) if isinstance(event, RolledBack)]
     world.rare["rolled back"] += len(backs)
+    alerts = [decode(record.value, Alert) for record in world.records(world.topics.alerts) if record.value]
+    world.rare["step derived again"] += sum(alert.kind == "mended" for alert in alerts)
     seen = {event.round for event in backs}
     world.rare["rolled back across a rollback"] += sum(any(b.parent < r < b.round for r in seen) for b in backs)
 
