@@ -130,7 +130,7 @@ ALSO = MappingProxyType(
 
 OF_OTHERS = frozenset({
     *("command", "detector", "deadline", "equivocation", "over-limit", "forgery"),
-    *("model", "rollback", "void", "saturated", "reputation", "diverged", "lying"),
+    *("model", "rollback", "void", "saturated", "reputation", "diverged", "lying", "mended"),
 })  # fmt: skip
 """Kinds that the other groups write."""
 

@@ -160,7 +160,12 @@ def run_doomed(folder: Path, *points: str) -> tuple[bytes, bytes]:
         finally:
             history.close()
         assert amount is not None
-        assert sorted(path.suffix for path in (folder / "ann.outbox").iterdir()) == [".model", ".residual", ".witness"]
+        assert sorted(path.suffix for path in (folder / "ann.outbox").iterdir()) == [
+            ".model",
+            ".place",
+            ".residual",
+            ".witness",
+        ]
         assert not [str(finding) for finding in federation.verify().findings if finding.is_broken]
         assert int(federation.rebuild().numpy()["steps"]) == 5
         return federation.rebuild().digest, blake3.blake3(amount[0].tobytes()).digest()

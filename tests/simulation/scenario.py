@@ -163,6 +163,7 @@ def scenario(seed: int) -> Scenario:
     has_adversary = chance.random() < 0.6
     later = random.Random(f"later {seed}")  # Of its own, so that every other choice of a seed stays what it was.
     is_sparse, damages = later.random() < 0.15, later.random() < 0.15
+    keep_rounds = later.choice((0, 0, 0, 1, 2))
     grows = random.Random(f"grows {seed}").random() < 0.1
     return Scenario(
         seed=seed,
@@ -187,13 +188,13 @@ def scenario(seed: int) -> Scenario:
         switching=chance.choice((0.0, 0.02, 0.1)),
         session_s=chance.choice((2.5, 4.0)),
         counter=chance.choice((0, 0, 0, 60, 120)),
-        keep_rounds=later.choice((0, 0, 0, 1, 2)),
+        keep_rounds=keep_rounds,
         has_token=later.random() < 0.2,
         grows=grows,
         faults=tuple(_fault(chance, has_adversary) for _ in range(chance.choice((0, 2, 4, 6, 8, 10, 12))))
         + _rollbacks(seed)
         + (_damages(later) if damages else ())
-        + _damaged_steps(seed),
+        + (_damaged_steps(seed) if not keep_rounds else ()),
     )
 
 

@@ -102,6 +102,7 @@ class World:
         self._before_loss: set[Process] = set()
         self._refusals = 0
         self._gone: set[str] = set()
+        self._hurt: set[bytes] = set()
         self._written_while_lost = 0
         self._adversary = Adversary(self, random.Random(f"adversary {scenario.seed}"))
         self.servers = [Slot(f"s{n}", Process(f"s{n}"), groups=groups) for n, groups in enumerate(scenario.servers)]
@@ -166,7 +167,17 @@ class World:
         if self.scheduler.now_s > FAULTS_END_S:
             self.plot.is_over = True
         done = all(slot.is_done for slot in self.clients)
-        return done and self.scheduler.next_timer_s == FOREVER and self.scheduler.now_s - self._last_write_s > QUIET_S
+        is_quiet = self.scheduler.next_timer_s == FOREVER and self.scheduler.now_s - self._last_write_s > QUIET_S
+        return done and is_quiet and not self._broken_steps()
+
+    def _broken_steps(self) -> set[bytes]:
+        """Return the digests of those chunks of rounds' steps that were damaged and are nowhere whole."""
+        broken = self._hurt - {self.digest_of(record) for record in self.records(self.topics.steps)} if self._hurt else set()
+        if not broken:
+            return broken
+        rounds, _ = follow(self.topics.rounds, self.records(self.topics.rounds))
+        made = [event for step in rounds for event in step.events if isinstance(event, RoundCommitted)]
+        return {d for e in made for step in (e.step, e.slots_step) if step is not None for d in step.chunks if d in broken}
 
     # Processes.
 
@@ -399,7 +410,8 @@ class World:
             case "damage snapshot":
                 self._damage_snapshot(fault.pick)
             case "damage step":
-                self._damage(self.records(self.topics.steps), fault.pick, "step damaged")
+                steps = self.records(self.topics.steps)
+                self._hurt |= {self.digest_of(hurt) for hurt in self._damage(steps, fault.pick, "step damaged")}
             case "lose tail":
                 self._lose_tail(fault)
             case "roll back":
@@ -498,8 +510,8 @@ class World:
         chunks = self.records(self.topics.snapshot_chunks)
         self._damage([r for r in chunks if not (r.key or b"").startswith(b"0/")], pick, "snapshot damaged")
 
-    def _damage(self, records: list[Record], pick: int, rare: str) -> None:
-        """Flip a bit of one of some records."""
+    def _damage(self, records: list[Record], pick: int, rare: str) -> list[Record]:
+        """Flip a bit of one of some records, and return which, as it was."""
         found = [record for record in records if record.value]
         if found:
             record = found[pick % len(found)]
@@ -508,6 +520,8 @@ class World:
             log = self.bus._log.partitions[Place(record.topic, record.partition)]
             log._records[log._records.index(record)] = replace(record, value=bytes(value))
             self.rare[rare] += 1
+            return [record]
+        return []
 
     def _lose_tail(self, fault: Fault) -> None:
         """Kill all servers and cut `accepted` shorter than what `rounds` covers; see them refuse; mend it."""
