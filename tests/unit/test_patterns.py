@@ -65,8 +65,8 @@ def features_of(deltas: Floats) -> tuple[Features, ...]:
 
 
 DRAWN = {"forest": 4, "one-class": 16, "tree": 4}
-"""Detectors whose trees are few and drawn, or whose boundary is → in how many worlds they are tried. What they find differs from
-one to the next: the one-class machine finds all in half of them and nothing in a third."""
+"""Detectors whose trees are few and drawn, or whose boundary is → in how many worlds they are tried. What they find differs
+between worlds: the one-class machine finds all in half of them and nothing in a third."""
 
 NOT_OF_DELTAS, WITH_TORCH = ("reported", "root"), ("autoencoder", "gan")
 
