@@ -100,11 +100,13 @@ class Locator:
         if round_ not in self._trees:
             self._wait_until(self._next_s)
             begun_s = self._clock.monotonic_s()
-            history.refresh()
-            self._trees[round_] = history.rebuild(round_, slots=False).tree(slots=False)
-            self.rebuilds += 1
-            now_s = self._clock.monotonic_s()
-            self._next_s = now_s + REST * (now_s - begun_s)
+            try:
+                history.refresh()
+                self._trees[round_] = history.rebuild(round_, slots=False).tree(slots=False)
+                self.rebuilds += 1
+            finally:
+                now_s = self._clock.monotonic_s()
+                self._next_s = now_s + REST * (now_s - begun_s)
             while len(self._trees) > REMEMBERED_TREES:
                 self._trees.popitem(last=False)
         return self._trees[round_]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refold.bus.clock import SystemClock
+from refold.bus.clock import ManualClock, SystemClock
 from refold.bus.contract import Record
 from refold.consumers import locating
 from refold.consumers.astray import Astray, Servers
@@ -262,3 +263,23 @@ def test_whatever_one_tree_brings_about_the_next_is_compared(
     locator.close()
     assert found[0][1].startswith("conv.weight, block 0")
     assert closed
+
+
+def test_a_rebuild_that_fails_is_rested_from_like_one_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, begun = ManualClock(), []
+
+    def rebuild(round_: int, *, slots: bool) -> Any:
+        begun.append(time.monotonic())
+        clock.advance(0.05)
+        raise IntegrityError("no way leads there")
+
+    lineage = SimpleNamespace(schema_of=schema_of)
+    history = SimpleNamespace(lineage=lineage, refresh=lambda: None, rebuild=rebuild, close=lambda: None)
+    monkeypatch.setattr(locating, "History", lambda *args, **said: history)
+    genesis: Any = None
+    locator = Locator(genesis, genesis, genesis, clock)
+    for count in (1, 2):
+        locator.ask(state_tree(tree((3,))))
+        eventually(lambda: len(begun) == count, timeout_s=10.0, what="a rebuild")  # noqa: B023 -- called at once
+    locator.close()
+    assert begun[1] - begun[0] >= 0.9 * locating.REST * 0.05
