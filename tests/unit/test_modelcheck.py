@@ -165,7 +165,7 @@ class Waiting:
         return [event for event, _ in self.federation.log()]
 
 
-def test_a_step_that_was_lost_is_derived_again_while_its_clients_wait(waiting: Waiting) -> None:
+def test_f26_a_step_that_was_lost_is_derived_again_while_its_clients_wait(waiting: Waiting) -> None:
     events = waiting.serve_to_the_end()
     assert not any(isinstance(event, RolledBack) for event in events)
     report = waiting.federation.verify()
