@@ -17,7 +17,7 @@ from refold.bus.topics import Topics
 from refold.producers.answers import UNHEARD, Answers
 from refold.producers.coding import Coded, code
 from refold.producers.heartbeat import HeartbeatThread
-from refold.producers.held_digest import Held, difference
+from refold.producers.held_model import HeldModel
 from refold.producers.held_state import HeldState
 from refold.producers.history import History
 from refold.producers.opening import say_how_clients_are_known, wait_until_enrolled, wait_until_open
@@ -35,7 +35,7 @@ from refold.producers.spending import SpendingFile
 from refold.producers.task import Receipt, Task
 from refold.producers.witness import Witness
 from refold.schemas.canonical import Scalar
-from refold.schemas.errors import BusError, IntegrityError, NotFoundError, StorageFullError, TryAgainError, UsageError
+from refold.schemas.errors import BusError, StorageFullError, TryAgainError, UsageError
 from refold.schemas.events import Receipt as ReceiptEvent
 from refold.schemas.held import TrainingHeld
 from refold.schemas.identity import ClientNotice
@@ -45,14 +45,10 @@ from refold.schemas.payload import describe
 from refold.schemas.plans import RoundPlan, settings
 from refold.schemas.updates import EVALUATE, TRAIN, Sealing, UpdateBody
 from refold.state.delta import TOPK
-from refold.state.model_state import ModelState
 
 log = logging.getLogger("refold.client")
 
 POLL_S = 0.25
-MOST_PAUSE_S = 5.0
-TOLD_S = 2.0
-"""How long a client waits at most until the bus has its word that it holds the right state again."""
 
 
 class Client:
@@ -106,7 +102,6 @@ class Client:
         )
         self._residual = Residual(outbox.folder, topics.federation, name, private=privacy is not None)
         self.witness = Witness(outbox.folder, topics.federation, name, clock=self._clock)
-        self._held = HeldState(outbox.folder, topics.federation, name)
         self.own = OwnTensors(outbox.folder, topics.federation, name)
         self._place = ClientPlace(outbox.folder, topics.federation, name)
         self._own_key = OwnKey(name, self._key.key_id)
@@ -121,12 +116,13 @@ class Client:
             guard=self.witness.take,
             slots=False,
         )
+        file = HeldState(outbox.folder, topics.federation, name)
+        self._model = HeldModel(self._history, file, self._clock, patience_s=open_timeout_s, poll_s=POLL_S)
         self._publisher = Publisher(bus, topics, name, self._key, outbox, self._clock)
         self._answers = Answers(name, self._key.key_id, outbox, self._residual, self._publisher, self._clock)
         self._heartbeat: HeartbeatThread | None = None
         self._session: tuple[int, bytes] = (0, b"")
         self._sequence = 0
-        self._state: ModelState | None = None
         self._plan_seen = (-1, 0.0)
         self._obstacles_told: set[str] = set()
 
@@ -173,6 +169,7 @@ class Client:
             clock=self._clock,
             folder=self._outbox.folder,
         )
+        self._model.heartbeat = self._heartbeat
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._heartbeat and kind is not None and issubclass(kind, Exception):
@@ -275,77 +272,14 @@ class Client:
         if self._answers.is_refused and not self._answers.is_waiting:
             # Perhaps another process of this name holds a higher session; the receipt moved the log on, so ours is next.
             self._open_session()
-        return Task(self, plan, self._hold(self._history.lineage.head), evaluate=kind == EVALUATE)
-
-    def _hold(self, round_: int) -> ModelState:
-        """Bring the parameters held to a round, by whatever way is there."""
-        is_mended = self._mend()
-        held, self._state = self._state or self._held.read(self._history.lineage), None
-        self._let_go()
-        if held is None or held.round != round_:
-            held = self._rebuilt(round_, held)
-            self._held.write(held)
-        self._state = held
-        if self._heartbeat:
-            digest = self._history.lineage.parameters_digest(round_)
-            vitals = self._heartbeat.vitals
-            vitals.holds = (round_, digest or bytes(32))
-            vitals.held = Held(held, vitals.holds[1], self._clock) if digest else None
-            if is_mended:
-                # Before any update: one of a client that tells of another state than the log's is refused.
-                self._heartbeat.beat_now(TOLD_S)
-        return held
-
-    def _has_diverged(self) -> bool:
-        held = self._heartbeat.vitals.held if self._heartbeat else None
-        return held is not None and held.has_diverged
-
-    def _let_go(self) -> None:
-        """Keep heartbeats from looking at a state that is about to be changed."""
-        if self._heartbeat:
-            self._heartbeat.vitals.held = None
-
-    def _mend(self) -> bool:
-        """Let a state go that was found to be another than the log's, and say where it differs; return whether it was."""
-        if not self._has_diverged() or self._state is None:
-            return False
-        self._let_go()
-        diverged, self._state = self._state, None
-        places = difference(diverged, self._rebuilt(diverged.round, None))
-        log.warning("the state held of round %d is not the log's; it is fetched anew: %s", diverged.round, places)
-        return True
-
-    def _rebuilt(self, round_: int, held: ModelState | None) -> ModelState:
-        """Return a round's parameters, waiting for what is not there yet.
-
-        Where no way leads to the round, the server may find so too, and go back from it: that is waited for as long.
-        """
-        deadline_s, pause_s = self._clock.monotonic_s() + self._open_timeout_s, POLL_S
-        while True:
-            self._history.refresh()
-            try:
-                return self._history.rebuild(round_, held=held, slots=False, least="bytes")
-            except (NotFoundError, IntegrityError) as error:
-                held = None
-                lineage = self._history.lineage
-                if isinstance(error, IntegrityError) and not lineage.descends(lineage.head, round_):
-                    raise TryAgainError(f"round {round_} cannot be had, and was gone back from") from error
-                if self._clock.monotonic_s() > deadline_s:
-                    raise
-                if isinstance(error, IntegrityError):
-                    pause_s = min(2 * pause_s, MOST_PAUSE_S)  # Every way was gone in vain; news of `rounds` end the pause.
-            self._history.rounds.poll(pause_s)
+        return Task(self, plan, self._model.hold(self._history.lineage.head), evaluate=kind == EVALUATE)
 
     def spoiled(self, task: Task) -> Receipt | None:
         """Return the receipt of an answer that is not sent: the state that it rests on is not the log's. Called by `Task`.
 
         Its outcome is ``diverged``, and the round asks for the same again.
         """
-        held = self._heartbeat.vitals.held if self._heartbeat else None
-        if held is None or task.state is not self._state:
-            return None
-        held.look()
-        if not held.has_diverged:
+        if not self._model.is_spoiled(task.state):
             return None
         log.warning("what was trained from round %d is not sent: the state changed in memory meanwhile", task.base_round)
         return Receipt(self, self._answers.give_up())
@@ -468,8 +402,8 @@ class Client:
 
     def _wait_for_news(self) -> None:
         try:
-            if self._has_diverged():
-                self._hold(self._history.lineage.head)
+            if self._model.has_diverged:
+                self._model.hold(self._history.lineage.head)
             self.wait_for_news(POLL_S)
         except (BusError, TryAgainError) as error:
             log.warning("the bus does not answer, trying on: %s", error)

@@ -63,8 +63,8 @@ def test_a_state_that_flipped_in_memory_is_found_named_and_fetched_anew(
             with federation.client(name, key=tmp_path / f"{name}.pem", outbox=tmp_path / name) as client:
                 for task in client.tasks():
                     if name == "ann" and task.round == 2 and not told.is_set():
-                        assert client._state is not None
-                        client._state.parameters[0][1234] ^= 1 << 9
+                        assert client._model.state is not None
+                        client._model.state.parameters[0][1234] ^= 1 << 9
                         told.wait(20.0)
                     train(task)
         except BaseException as error:

@@ -15,11 +15,13 @@ import refold
 from refold.bus.ledger import read_all
 from refold.federation import Federation
 from refold.producers.client import Client
+from refold.producers.held_model import HeldModel
 from refold.schemas.canonical import decode, encode
 from refold.schemas.checks import Alert
 from refold.schemas.events import UpdateAccepted, UpdateRejected
 from refold.schemas.keys import HEARTBEAT_TAG, SigningKey
 from refold.schemas.updates import Heartbeat, heartbeat_digest
+from refold.state.model_state import ModelState
 from refold.testing import eventually
 
 NODE = """
@@ -91,15 +93,15 @@ def _flip(pid: int, address: int) -> None:
         memory.write(bytes([byte ^ 4]))
 
 
-class Astray(Client):
+class Astray(HeldModel):
     """Tells of another state than it holds, and goes on sending."""
 
-    def _hold(self, round_: int) -> object:  # type: ignore[override]
-        held = super()._hold(round_)
-        assert self._heartbeat is not None
-        vitals = self._heartbeat.vitals
+    def hold(self, round_: int) -> ModelState:
+        held = super().hold(round_)
+        assert self.heartbeat is not None
+        vitals = self.heartbeat.vitals
         vitals.held, vitals.holds = None, (round_, b"\x07" * 32)
-        assert self._heartbeat.beat_now(10.0)
+        assert self.heartbeat.beat_now(10.0)
         return held
 
 
@@ -108,9 +110,9 @@ def test_f37_a_client_that_goes_on_from_a_state_that_is_not_the_logs_is_refused_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, divergence: str
 ) -> None:
     with create(tmp_path, divergence=divergence, defence="consistency") as made, made.serve():
-        monkeypatch.setattr("refold.federation.Client", Astray)
+        monkeypatch.setattr("refold.producers.client.HeldModel", Astray)
         with made.client("ann", key=tmp_path / "ann.pem", outbox=tmp_path / "ann") as ann:
-            assert isinstance(ann, Astray)
+            assert isinstance(ann._model, Astray)
             task = next(ann.tasks())
             arrays = {name: array + np.float32(0.01) for name, array in task.numpy().items()}
             outcome = task.submit(arrays, num_examples=1).wait(20.0)
