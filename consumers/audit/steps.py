@@ -19,7 +19,7 @@ from refold.schemas.errors import IntegrityError, InvalidRecord, UsageError
 from refold.schemas.events import Genesis, Member, RoundCommitted, UpdateAccepted
 from refold.schemas.layout import Integers, Layout
 from refold.schemas.payload import Payload
-from refold.state.epochs import Epochs
+from refold.state.epochs import Epochs, coarser
 from refold.state.model_state import ModelState
 from refold.state.step import Step, Void
 
@@ -153,9 +153,8 @@ class StepAudit:
         if computed is not None and isinstance(computed, Void) != (event.step is None):
             said = "void" if event.step is None else "applied"
             yield self.at(STEPS, f"the outcome is {said}, and its deltas give the other one", made, "who computed it?")
-        if isinstance(computed, Void) and made.overflowed is not None and made.overflowed != computed.beyond:
-            what = f"its deltas lead beyond the lattice of tensors {computed.beyond}, and {made.overflowed} are named"
-            yield self.at(STEPS, what, made, "who computed it?")
+        if isinstance(computed, Void):
+            yield from self._overflow(made, computed)
         for part, payload in (("step", event.step), ("slots' step", event.slots_step)):
             reason = self._fault_in(payload)
             if reason:
@@ -173,6 +172,18 @@ class StepAudit:
             note = "the recorded step has the same integers in other bytes: another zstd wrote it"
             yield self.at(STEPS, note, made, severity=NOTICE)
         return SAME
+
+    def _overflow(self, made: Made, computed: Void) -> Iterator[Finding]:
+        """Compare for want of which lattice a round is void with what was asked for."""
+        said, schema = made.overflowed, self._deltas.schema_of(made.committed.parent)
+        if said is not None and said != computed.beyond:
+            what = f"its deltas lead beyond the lattice of tensors {computed.beyond}, and {said} are named"
+            yield self.at(STEPS, what, made, "who computed it?")
+        elif said is None and coarser(schema, computed.beyond):
+            what = f"its deltas lead beyond the lattice of tensors {computed.beyond}, and no coarser one was asked for"
+            yield self.at(
+                STEPS, what, made, "so did servers before there were coarser lattices; newer ones ask", severity=NOTICE
+            )
 
     def _fault_in(self, payload: Payload | None) -> str:
         try:

@@ -125,6 +125,18 @@ def test_where_the_last_round_is_void_the_one_that_makes_up_for_it_ends_the_fede
         assert_rebuilt_in_every_way(federation)
 
 
+def test_a_server_that_withholds_what_a_void_round_asked_for_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refold.consumers.aggregation.coarser", lambda schema, tensors: None)
+    with made(tmp_path, rounds=10) as federation:
+        run_to_the_end(federation, tmp_path)
+        report = federation.verify()
+        assert report.is_sound
+        (notice,) = [finding for finding in report.findings if "no coarser one was asked for" in finding.what]
+        assert notice.round == 10
+
+
 def test_a_rollback_leads_back_to_the_lattice_of_before_and_what_was_trained_on_the_other_is_refused(tmp_path: Path) -> None:
     with made(tmp_path, rounds=14) as federation:
         once = threading.Lock()
