@@ -70,10 +70,10 @@ class Mending:
         self._look_at_s = 0.0
         self._lost: set[int] = set()
 
-    def turn(self) -> bool:
+    def turn(self) -> int | None:
         """Look at the new rounds' steps, or where there are none at an old one's, and mend what is broken.
 
-        Returns whether something is broken that cannot be mended.
+        Returns the newest round whose step was found broken and cannot be mended.
         """
         head = self._history.lineage.head
         if self._seen < head:
@@ -82,12 +82,12 @@ class Mending:
         elif head and self._clock.monotonic_s() >= self._look_at_s:
             looked_at = [self._next_old(head)]
         else:
-            return False
+            return None
         begun_s = self._clock.monotonic_s()
         broken = [round_ for round_ in looked_at if round_ not in self._lost and self._is_broken(round_)]
         now_s = self._clock.monotonic_s()
         self._look_at_s = now_s + max(PAUSE_S, (now_s - begun_s) / SHARE)
-        return bool([round_ for round_ in broken if not self._is_mended(round_)])
+        return max((round_ for round_ in broken if not self._is_mended(round_)), default=None)
 
     def mend_way(self, round_: int) -> bool:
         """Mend what is broken of the single steps that lead to a round; return whether anything was."""

@@ -76,8 +76,9 @@ class _Active:
         lineage = self._history.refresh()
         if lineage.opened is None:
             return False
-        if self._mending.turn():
-            self._check.require_newest()
+        lost = self._mending.turn()
+        if lost is not None and lost > max(self._history.snapshots, default=0):
+            self._check.require_newest()  # From the newest snapshot on, it is the only way, but for merged steps.
         if self._facts.follow() and self._history.snapshots:
             self._prune()
         due = self._due()
