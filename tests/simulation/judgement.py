@@ -29,7 +29,7 @@ def judge(world: World) -> Findings:
     topics = world.topics
     rounds, _ = follow(topics.rounds, world.records(topics.rounds))
     accepted, stale = follow(topics.accepted, world.records(topics.accepted))
-    log = Log(accepted, rounds, world.sent, _deltas(world), _chunks(world, topics.steps), stale)
+    log = Log(accepted, rounds, world.sent, world.deltas_seen, world.steps_seen, stale)
     findings = check_log(log)
     _count(world, log)
     findings.violations = [*world.violations, *findings.violations]
@@ -39,6 +39,7 @@ def judge(world: World) -> Findings:
         findings.demand(progress == world.scenario.rounds, f"I11: {progress} rounds of {world.scenario.rounds} on the branch")
         _check_shown(findings, log, world)
         _check_pruned(findings, log, world)
+        findings.demand(not world.broken_steps(), "I4: a damaged step was not mended")
         _check_authentic(findings, log, world)
         _check_asked_again(findings, world)
         _check_snapshots(findings, log, world)
@@ -78,11 +79,6 @@ def _count(world: World, log: Log) -> None:
     world.rare["step derived again"] += sum(alert.kind == "mended" for alert in alerts)
     seen = {event.round for event in backs}
     world.rare["rolled back across a rollback"] += sum(any(b.parent < r < b.round for r in seen) for b in backs)
-
-
-def _deltas(world: World) -> dict[bytes, bytes]:
-    """Return all chunks that ever lay in `deltas`, for the fold: what is pruned was there when its round was made."""
-    return world.deltas_seen
 
 
 def _check_pruned(findings: Findings, log: Log, world: World) -> None:

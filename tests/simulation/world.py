@@ -91,6 +91,9 @@ class World:
         self.updates_seen: list[Record] = []
         self.chunks_seen: list[Record] = []
         self.deltas_seen: dict[bytes, bytes] = {}
+        self.steps_seen: dict[bytes, bytes] = {}
+        """All chunks that ever lay in `deltas` and `steps`, for the fold: what is pruned or damaged was whole before."""
+
         self.token = ""
         self.late_commits: list[bytes] = []
         self.lines: list[str] | None = [] if verbose else None
@@ -168,9 +171,9 @@ class World:
             self.plot.is_over = True
         done = all(slot.is_done for slot in self.clients)
         is_quiet = self.scheduler.next_timer_s == FOREVER and self.scheduler.now_s - self._last_write_s > QUIET_S
-        return done and is_quiet and not self._broken_steps()
+        return done and is_quiet and not self.broken_steps()
 
-    def _broken_steps(self) -> set[bytes]:
+    def broken_steps(self) -> set[bytes]:
         """Return the digests of those chunks of rounds' steps that were damaged and are nowhere whole."""
         broken = self._hurt - {self.digest_of(record) for record in self.records(self.topics.steps)} if self._hurt else set()
         if not broken:
@@ -303,6 +306,8 @@ class World:
     def _keep(self, record: Record) -> None:
         if record.topic == self.topics.deltas:
             self.deltas_seen[self.digest_of(record)] = record.value or b""
+        elif record.topic == self.topics.steps:
+            self.steps_seen[self.digest_of(record)] = record.value or b""
         if record.topic != self.topics.updates:
             return
         if is_chunk(record.headers):
