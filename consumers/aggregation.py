@@ -250,9 +250,7 @@ class _Active:
             return self._history.rebuild(round_, held=held)
         except IntegrityError:
             with closing(Mending(self._seat, self._history, self._payloads.keys)) as mending:
-                if not mending.mend_way(round_):
-                    raise
-        return self._history.rebuild(round_)
+                return mending.rebuild(round_)
 
     def _sound(self, state: ModelState | None) -> ModelState | None:
         """Return what was held where it still is what the log says of its round; else say where it differs, and let it go."""

@@ -89,9 +89,20 @@ class Mending:
         self._look_at_s = now_s + max(PAUSE_S, (now_s - begun_s) / SHARE)
         return max((round_ for round_ in broken if not self._is_mended(round_)), default=None)
 
-    def mend_way(self, round_: int) -> bool:
-        """Mend what is broken of the single steps that lead to a round; return whether anything was."""
-        return bool([broken for broken in sorted(self._broken_before(round_)) if self._is_mended(broken)])
+    def rebuild(self, round_: int, held: ModelState | None = None) -> ModelState:
+        """Return a round's state as `History.rebuild` does; where no way leads there, mend what is broken of its steps first.
+
+        Raises
+        ------
+        NotFoundError, IntegrityError
+            As `History.rebuild`; what is broken cannot be mended.
+        """
+        try:
+            return self._history.rebuild(round_, held=held)
+        except IntegrityError:
+            if not [broken for broken in sorted(self._broken_before(round_)) if self._is_mended(broken)]:
+                raise
+        return self._history.rebuild(round_)
 
     def _next_old(self, head: int) -> int:
         """Return the next round to look at: in turn one of the newest, and one of all."""
@@ -117,7 +128,7 @@ class Mending:
         event = self._history.lineage.rounds[round_]
         # 1. The step.
         closed, members = self._members(round_)
-        step = derive(event, closed, members, self._deltas, self._state_of(event.parent))
+        step = derive(event, closed, members, self._deltas, self.rebuild(event.parent))
         if not isinstance(step, Step) or not is_same_bytes(event, step):
             raise IntegrityError("its deltas give other bytes here", round=round_, hint="another zstd wrote it")
         # 2. Its chunks.
@@ -125,14 +136,6 @@ class Mending:
         for chunks in (step.encode(), step.encode_slots() if event.slots_step is not None else ()):
             send_payload(self._producer, self._topics.steps, self._partitions, chunks, key=key)
         self._producer.flush()
-
-    def _state_of(self, round_: int) -> ModelState:
-        try:
-            return self._history.rebuild(round_)
-        except IntegrityError:
-            if not self.mend_way(round_):
-                raise
-        return self._history.rebuild(round_)
 
     def _members(self, round_: int) -> tuple[RoundClosed, Members]:
         """Return how a round was closed, and with which updates."""

@@ -104,7 +104,7 @@ class _Active:
         return lacking[0] if lacking else self._facts.rules.due(self._facts.since(self._history, self._clock.wall_ms()))
 
     def _take_or_report(self, round_: int) -> None:
-        """Take a snapshot, mending the steps that lead there; where that cannot be, report it, so that training goes back.
+        """Take a snapshot; where nothing leads to the round, nor can be mended, report it, so that training goes back.
 
         Raises
         ------
@@ -114,9 +114,7 @@ class _Active:
         try:
             self._take(round_)
         except IntegrityError as error:
-            if self._mending.mend_way(round_):
-                self._take(round_)
-            elif not self._check.fault(round_, error):
+            if not self._check.fault(round_, error):
                 raise
 
     def _take(self, round_: int) -> None:
@@ -154,7 +152,7 @@ class _Active:
         """Return a round's state, and take note of how long replaying a step takes."""
         path = self._history.find_path(round_, held=held.round if held else None)
         begun_s = self._clock.monotonic_s()
-        state = self._history.rebuild(round_, held=held)
+        state = self._mending.rebuild(round_, held)
         if path.legs and held is not None and path.start == held.round:
             self._facts.rates.replay_s = (self._clock.monotonic_s() - begun_s) / len(path.legs)
         return state
